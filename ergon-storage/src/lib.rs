@@ -1,1 +1,43 @@
-//! The execution log of ergon.
+//! The execution log of [ergon]: what a durable-execution engine writes down, and where.
+//!
+//! A log knows ids, bytes and times; it never sees a user's types. [`ExecutionLog`] is the whole of what a
+//! backend supplies: each method is one atomic transition. The engine above it decides *what* to write, the log
+//! decides *when it is* (through its [`Clock`]) and *who may write* (through the [`Lease`] and its epoch).
+//!
+//! Read in this order: [`FlowId`] and [`Timestamp`] are the vocabulary, [`Record`] is one line of a flow's
+//! history, [`NewFlow`] and [`FlowInfo`] are a flow before and after it is accepted, [`Commit`] is one step
+//! forward, [`ExecutionLog`] ties them together.
+//!
+//! # Writing another backend
+//!
+//! Implement [`ExecutionLog`], enable the `conformance` feature in your tests and run the suite in
+//! [`conformance`](crate::conformance): every promise of the trait's documentation is a law there.
+//!
+//! [ergon]: https://docs.rs/ergon
+
+mod clock;
+mod commit;
+mod error;
+mod flow;
+mod id;
+mod log;
+mod message;
+mod query;
+mod record;
+mod time;
+mod watch;
+
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use commit::{Commit, Committed, Next, Wake};
+pub use error::{Error, ErrorKind, Result};
+pub use flow::{FlowInfo, FlowRecord, FlowState, NewFlow, Parent, Start};
+pub use id::{FlowId, InvalidId};
+pub use log::{
+    Cancelled, ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Enqueued, ExecutionLog, Lease, LeaseState, Limits,
+    Retried,
+};
+pub use message::{Channel, ChildOutcome, Message, NewMessage, Sent};
+pub use query::{Count, Cursor, Filter, FlowPage, PrunePolicy};
+pub use record::{CallKind, CallPath, InvalidPath, Phase, Record};
+pub use time::Timestamp;
+pub use watch::{Topic, Watch, WatchHub};

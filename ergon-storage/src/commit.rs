@@ -1,0 +1,83 @@
+//! One step forward in the life of a running flow.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::{Channel, Lease, NewFlow, Record, Timestamp};
+
+/// What a worker writes about a flow that it holds: all of it or nothing.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    /// The right to write.
+    pub lease: Lease,
+    /// The number of this commit under its lease, from 1. A repeat of the last applied number is recognised and
+    /// answered as the first time; nothing is applied twice.
+    pub number: u32,
+    /// New lines of the history; their `seq`s follow on those that are there.
+    pub records: Vec<Record>,
+    /// Messages that the records have taken in; they leave the mailbox.
+    pub consumed: Vec<u32>,
+    /// Child flows that the records start. Each must name the flow as its [`parent`](NewFlow::parent).
+    pub children: Vec<NewFlow>,
+    /// Where the flow goes from here.
+    pub next: Next,
+}
+
+impl Commit {
+    /// A commit that changes nothing and keeps the flow running.
+    #[must_use]
+    pub fn new(lease: Lease, number: u32) -> Self {
+        Self { lease, number, records: Vec::new(), consumed: Vec::new(), children: Vec::new(), next: Next::Run }
+    }
+}
+
+/// Where a flow goes with a [`Commit`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Next {
+    /// On, under the same lease.
+    Run,
+    /// To sleep until it is woken; the lease ends. If something that wakes it is there already, the lease goes
+    /// on instead, and [`Committed::Awake`] says so.
+    Suspend(Wake),
+    /// To its end, with this encoded result.
+    Complete {
+        /// The encoded result.
+        result: Bytes,
+    },
+    /// To its end, with this error.
+    Fail {
+        /// The encoded error.
+        error: Bytes,
+        /// The error as one line of text.
+        reason: Arc<str>,
+    },
+    /// To a standstill that a person or another build must look at.
+    Stall {
+        /// What is wrong and what to do, as text.
+        reason: Arc<str>,
+        /// The build that could not go on; a worker with another one may be offered the flow.
+        build: Arc<str>,
+    },
+}
+
+/// What wakes a suspended flow: an instant, or a message on one of some channels, whichever comes first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wake {
+    /// The instant; `None` when no instant wakes it.
+    pub at: Option<Timestamp>,
+    /// The channels; a message that waits on one of them already counts.
+    pub channels: Vec<Channel>,
+}
+
+/// What became of a [`Commit`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Committed {
+    /// Applied; for [`Next::Run`] and for an end.
+    Applied,
+    /// Applied, and the flow is suspended; the lease has ended.
+    Suspended,
+    /// Applied but for the suspension: a message or the instant is there already, and the lease goes on.
+    Awake,
+}

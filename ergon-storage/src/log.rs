@@ -1,0 +1,370 @@
+//! The trait that every backend implements.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::{
+    Channel, Clock, Commit, Committed, Count, Cursor, Error, ErrorKind, Filter, FlowId, FlowInfo, FlowPage, FlowRecord,
+    FlowState, Message, NewFlow, NewMessage, PrunePolicy, Record, Result, Sent, Timestamp, Topic, Watch,
+};
+
+/// The durable record of flows, their histories and their mailboxes.
+///
+/// Each method is one atomic transition: it happens entirely or not at all, and when it has returned `Ok` it is
+/// as durable as the log was configured to be. Methods may be called from any number of tasks and, where the
+/// backend allows it, processes at once.
+///
+/// # Errors
+///
+/// Beside what each method names: [`ErrorKind::Unavailable`] when the log cannot answer now (whether the call was
+/// applied is then unknown, and every method may be repeated), [`ErrorKind::Corrupt`] when what is stored cannot
+/// be read, and [`ErrorKind::TooLarge`] for anything over the [`limits`](Self::limits). A refused call leaves no
+/// trace.
+///
+/// # Cancel safety
+///
+/// Dropping a future of this trait leaves open whether the call is applied, exactly as a lost answer does.
+#[async_trait]
+pub trait ExecutionLog: Send + Sync + 'static {
+    /// The clock by which this log decides, or the nearest to it that this process has. The log compares
+    /// instants with its own clock; callers use this one to wait and to date records.
+    fn clock(&self) -> Arc<dyn Clock>;
+
+    /// The bounds of what this log accepts.
+    fn limits(&self) -> Limits;
+
+    /// Begins to watch for hints about a topic. See [`Watch`].
+    fn watch(&self, topic: Topic) -> Watch;
+
+    // ---- queue -------------------------------------------------------------------------------------------
+
+    /// Accepts flows, all or none, and answers for each in the same order. An id that is taken, also within the
+    /// batch, changes nothing and is answered with [`Enqueued::Existing`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] and [`ErrorKind::TooLarge`] as [`NewFlow::check`].
+    async fn enqueue(&self, flows: Vec<NewFlow>) -> Result<Vec<Enqueued>>;
+
+    /// Leases flows that are due: scheduled or suspended ones whose instant has come (inclusive), and running
+    /// ones whose lease has ended. Higher priorities first, within one the flow that has been due the longest,
+    /// within one instant the flow accepted first. Counts one delivery for each; a flow whose deliveries would
+    /// exceed `deliveries_max` is stalled instead, and is not part of the answer. Each claim raises the epoch.
+    ///
+    /// A row that cannot be read is stalled or passed over; it never hides the others.
+    async fn claim(&self, request: ClaimRequest) -> Result<Claimed>;
+
+    /// Renews leases to `lease` from now and answers for each in the same order. A lease that has ended but
+    /// that nobody else has claimed is renewed.
+    async fn heartbeat(&self, leases: &[Lease], lease: Duration) -> Result<Vec<LeaseState>>;
+
+    /// Gives a flow back: it is scheduled, claimable at once, and this claim is not counted as a delivery.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::LeaseLost`] when the lease is not the current one.
+    async fn release(&self, lease: &Lease) -> Result<()>;
+
+    // ---- run ---------------------------------------------------------------------------------------------
+
+    /// Applies a commit, all or nothing, if its lease is the flow's current one. A lease that has ended but that
+    /// nobody else has claimed is still current. Records or a suspension reset the deliveries.
+    ///
+    /// With an end, the flow's mailbox is emptied, its parent (unless detached or ended) receives a message on
+    /// [`Channel::children`] and is woken if it waits for one, all in the same transition. A child whose id is
+    /// taken by a flow that this call did not start is answered with such a message too
+    /// ([`ChildOutcome::Refused`](crate::ChildOutcome::Refused)); one that this call did start already is left
+    /// alone.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::LeaseLost`] when the lease is not the current one: the flow was claimed by another,
+    /// cancelled, ended or deleted. [`ErrorKind::Invalid`] when the commit's number is not the next one and not
+    /// the last one, or when the records do not follow on the history.
+    async fn commit(&self, commit: Commit) -> Result<Committed>;
+
+    // ---- outside -----------------------------------------------------------------------------------------
+
+    /// Puts a message into a flow's mailbox and wakes the flow if it waits for that channel.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] for an unknown flow, [`ErrorKind::Finished`] for one that has ended (unless a
+    /// message with the same key was accepted before).
+    async fn send(&self, message: NewMessage) -> Result<Sent>;
+
+    /// Cancels a flow and all its attached descendants, whatever they are doing, and tells the parent. From then
+    /// on every write under an earlier lease is refused. A flow that has ended is left as it is, which is said.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] for an unknown flow.
+    async fn cancel(&self, flow: &FlowId, reason: &str) -> Result<Cancelled>;
+
+    /// Schedules a failed or stalled flow again, to go on where it stopped: of a failed flow the last record is
+    /// removed if it is a failed outcome, with the attempts that led to it, so that this call runs again.
+    /// The mailbox is as it was left; the records are renumbered without gaps.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] for an unknown flow.
+    async fn retry(&self, flow: &FlowId) -> Result<Retried>;
+
+    /// Schedules the stalled flows of these types and versions that another build than `build` has stalled, and
+    /// returns how many. Flows that were stalled by the log itself, for too many deliveries, are not among them.
+    async fn reoffer(&self, types: &[(Arc<str>, u32)], build: &str) -> Result<u64>;
+
+    // ---- read --------------------------------------------------------------------------------------------
+
+    /// A flow; `None` when the id is unknown.
+    async fn flow(&self, flow: &FlowId) -> Result<Option<FlowRecord>>;
+
+    /// The records of a flow after number `after` (0 for the first), in order, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] for an unknown flow.
+    async fn history(&self, flow: &FlowId, after: u32, limit: usize) -> Result<Vec<Record>>;
+
+    /// The messages in a flow's mailbox on these channels (all, when none is named) after number `after` (0 for
+    /// the first), in the order of their arrival, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] for an unknown flow.
+    async fn messages(&self, flow: &FlowId, channels: &[Channel], after: u32, limit: usize) -> Result<Vec<Message>>;
+
+    /// A page of the flows that pass the filter, in the order in which they were accepted, after the cursor.
+    /// Flows that change while one pages are neither skipped nor repeated for it.
+    async fn list(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Result<FlowPage>;
+
+    /// How many flows there are, by queue, type, version and state, in that order.
+    async fn counts(&self) -> Result<Vec<Count>>;
+
+    // ---- upkeep ------------------------------------------------------------------------------------------
+
+    /// Forgets finished flows with everything that belongs to them, the longest finished first, and returns how
+    /// many.
+    async fn prune(&self, policy: &PrunePolicy) -> Result<u64>;
+
+    /// Forgets one flow with everything that belongs to it. False when there was no such flow.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Conflict`] when the flow, or the parent that waits for it, has not ended.
+    async fn delete(&self, flow: &FlowId) -> Result<bool>;
+}
+
+/// The bounds of what a log accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// The largest payload of a flow, record or message, in bytes; by default 16 MiB.
+    pub payload_bytes_max: usize,
+}
+
+impl Limits {
+    /// Refuses a payload over the limit.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLarge`].
+    pub fn check_payload(&self, what: &str, bytes: usize) -> Result<()> {
+        if bytes <= self.payload_bytes_max {
+            return Ok(());
+        }
+        let max = self.payload_bytes_max;
+        Err(Error::new(
+            ErrorKind::TooLarge,
+            format!("{what} takes {bytes} bytes, the limit is {max}; keep large data elsewhere and pass its address"),
+        ))
+    }
+
+    /// Checks what a log checks of every commit before it looks at the flow: sizes, paths and parents.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLarge`] or [`ErrorKind::Invalid`].
+    pub fn check_commit(&self, commit: &Commit) -> Result<()> {
+        let flow = &commit.lease.flow;
+        for record in &commit.records {
+            let what = || format!("the payload of {} {:?}", record.kind, record.name);
+            self.check_payload(&what(), record.payload.len()).map_err(|error| error.with_flow(flow))?;
+            if record.name.len() > Record::NAME_BYTES_MAX {
+                let message = format!("a {} name exceeds {} bytes", record.kind, Record::NAME_BYTES_MAX);
+                return Err(Error::new(ErrorKind::Invalid, message).with_flow(flow));
+            }
+            if record.seq > Record::SEQ_MAX {
+                let message = format!("a history has at most {} records", Record::SEQ_MAX);
+                return Err(Error::new(ErrorKind::TooLarge, message).with_flow(flow));
+            }
+        }
+        for child in &commit.children {
+            if child.parent.as_ref().is_none_or(|parent| parent.id != *flow) {
+                let message = format!("the child {:?} does not name its parent", child.id);
+                return Err(Error::new(ErrorKind::Invalid, message).with_flow(flow));
+            }
+        }
+        match &commit.next {
+            crate::Next::Complete { result } => self.check_payload("the flow's result", result.len()),
+            crate::Next::Fail { error, .. } => self.check_payload("the flow's error", error.len()),
+            _ => Ok(()),
+        }
+        .map_err(|error| error.with_flow(flow))
+    }
+
+    /// Checks what a log checks of every message before it looks at the flow.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLarge`] or [`ErrorKind::Invalid`].
+    pub fn check_message(&self, message: &NewMessage) -> Result<()> {
+        let flow = &message.to;
+        self.check_payload("the message", message.payload.len()).map_err(|error| error.with_flow(flow))?;
+        for (what, text) in [("channel", Some(message.channel.as_str())), ("idempotency key", message.key.as_deref())] {
+            if text.is_some_and(|text| text.is_empty() || text.len() > Channel::BYTES_MAX) {
+                let message = format!("a message's {what} has 1 to {} bytes", Channel::BYTES_MAX);
+                return Err(Error::new(ErrorKind::Invalid, message).with_flow(flow));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { payload_bytes_max: 16 << 20 }
+    }
+}
+
+/// What became of a flow given to [`ExecutionLog::enqueue`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enqueued {
+    /// It is new.
+    Created,
+    /// The id was taken; nothing was changed.
+    Existing {
+        /// True when that flow has the same type and input bytes.
+        same: bool,
+    },
+}
+
+/// Which flows to lease, and how.
+#[derive(Debug, Clone)]
+pub struct ClaimRequest {
+    /// Who asks, for people to read.
+    pub worker: Arc<str>,
+    /// Which flows.
+    pub target: ClaimTarget,
+    /// How many at most.
+    pub limit: usize,
+    /// How long the leases last unless they are renewed.
+    pub lease: Duration,
+    /// How often a flow may be claimed without making progress before it is stalled; at least 1.
+    pub deliveries_max: u32,
+    /// How many records of each flow's history the answer carries at most; the rest is read with
+    /// [`ExecutionLog::history`].
+    pub history_max: usize,
+    /// How many messages of each flow's mailbox the answer carries at most; the rest is read with
+    /// [`ExecutionLog::messages`].
+    pub messages_max: usize,
+}
+
+impl ClaimRequest {
+    /// One flow of `target`, for 30 s, with at most 10 deliveries, 1,000 records and 100 messages.
+    #[must_use]
+    pub fn new(worker: impl Into<Arc<str>>, target: ClaimTarget) -> Self {
+        Self {
+            worker: worker.into(),
+            target,
+            limit: 1,
+            lease: Duration::from_secs(30),
+            deliveries_max: 10,
+            history_max: 1_000,
+            messages_max: 100,
+        }
+    }
+}
+
+/// Which flows a [`ClaimRequest`] is about.
+#[derive(Debug, Clone)]
+pub enum ClaimTarget {
+    /// The flows of these queues that have one of these types and versions.
+    Queues {
+        /// The queues.
+        queues: Arc<[Arc<str>]>,
+        /// The types and versions.
+        types: Arc<[(Arc<str>, u32)]>,
+    },
+    /// This flow, whatever its queue.
+    Flow(FlowId),
+}
+
+/// The answer to a [`ClaimRequest`].
+#[derive(Debug, Clone, Default)]
+pub struct Claimed {
+    /// The leased flows, in the order of [`ExecutionLog::claim`].
+    pub flows: Vec<ClaimedFlow>,
+    /// When the next flow of the target becomes due if nothing else happens: a start, a timer, or the end of a
+    /// lease. In the past when more are due than were asked for; `None` when there is none.
+    pub next_due_at: Option<Timestamp>,
+}
+
+/// A flow with the right to run it.
+#[derive(Debug, Clone)]
+pub struct ClaimedFlow {
+    /// The right to run it.
+    pub lease: Lease,
+    /// The flow, already running under that lease.
+    pub info: FlowInfo,
+    /// The encoded value of the flow type.
+    pub input: Bytes,
+    /// The first records of its history; [`FlowInfo::records`] tells how many there are.
+    pub history: Vec<Record>,
+    /// The first messages of its mailbox.
+    pub messages: Vec<Message>,
+    /// True when the mailbox holds more messages than these.
+    pub more_messages: bool,
+}
+
+/// A time-limited right to run a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The flow.
+    pub flow: FlowId,
+    /// The number of the claim, the fencing token: writes under an earlier one are refused.
+    pub epoch: u64,
+    /// The log's own number for the flow, so that it need not look up the id; no meaning to others.
+    pub key: u64,
+}
+
+/// Whether a [`Lease`] still holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseState {
+    /// It was renewed.
+    Held,
+    /// It is not the flow's current one.
+    Lost,
+    /// The flow was cancelled.
+    Cancelled,
+}
+
+/// What became of a cancellation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancelled {
+    /// The flow is cancelled now.
+    Now,
+    /// The flow had reached this final state before.
+    Already(FlowState),
+}
+
+/// What became of [`ExecutionLog::retry`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retried {
+    /// The flow is scheduled again.
+    Scheduled,
+    /// The flow is in this state, in which there is nothing to retry.
+    Not(FlowState),
+}
