@@ -1,1 +1,221 @@
-//! The attribute macros of ergon.
+//! The attribute macros of [ergon]: [`macro@flow_type`], [`macro@flow`] and [`macro@step`].
+//!
+//! Use them through the `ergon` crate, which exports all three and holds what they expand to; the
+//! examples here are shown running in its documentation.
+//!
+//! ```ignore
+//! use ergon::prelude::*;
+//!
+//! #[flow_type]
+//! struct Order { id: String, cents: u64 }
+//!
+//! #[flow_type]
+//! impl Order {
+//!     #[flow]
+//!     async fn run(&self) -> Result<Receipt, OrderError> {
+//!         let payment = self.charge(self.cents).await?;
+//!         sleep(Duration::from_secs(24 * 3600)).await;
+//!         self.ship(&payment).await
+//!     }
+//!
+//!     #[step(retry(max_attempts = 5, backoff = "1s..30s"), timeout = "10s")]
+//!     async fn charge(&self, cents: u64) -> Result<Payment, OrderError> {
+//!         state::<Stripe>().charge(cents, idempotency_key()).await
+//!     }
+//!
+//!     #[step]
+//!     async fn ship(&self, payment: &Payment) -> Result<Receipt, OrderError> { … }
+//! }
+//! ```
+//!
+//! All mistakes in one item are reported by one compilation, and an item with a mistake in it is
+//! still emitted, so that nothing which uses it fails as well.
+//!
+//! [ergon]: https://docs.rs/ergon
+
+// A macro's way: its arguments, what it stands on, the refusals, the tokens that come out.
+mod macros;
+
+mod attr;
+
+mod ast;
+
+mod validate;
+
+mod determinism;
+mod duration;
+
+mod expand;
+
+mod errors;
+
+use proc_macro::TokenStream;
+
+/// Makes a type a flow type, and its impl block a flow.
+///
+/// # On a struct or an enum
+///
+/// Derives `Serialize` and `Deserialize` and implements `FlowType`. A value of the type is the
+/// input of a flow: it is what is written to the execution log when the flow is scheduled.
+///
+/// ```ignore
+/// #[flow_type(name = "order", version = 2)]
+/// struct Order { id: String, cents: u64 }
+/// ```
+///
+/// | option | meaning | if left out |
+/// |---|---|---|
+/// | `name = "order"` | what the type is called in the log; 1 to 128 bytes, no control characters | the type's own name |
+/// | `version = 2` | which version of the code a flow was started with; from 1 on | 1 |
+///
+/// Choose a `name` when the type may be renamed one day: flows that are already in the log find
+/// their code by it.
+///
+/// Serde's own attributes work as usual (`#[serde(rename = "…")]`, `#[serde(default)]`). To derive
+/// `Serialize` or `Deserialize` yourself, write the `#[derive(…)]` below `#[flow_type]`. The type
+/// cannot have generics or lifetimes, for one name stands for one type.
+///
+/// # On its impl block
+///
+/// Implements `Flow`. The block has exactly one method marked [`#[flow]`](macro@flow) and as many
+/// marked [`#[step]`](macro@step) as the flow needs; other items stay as they are. There are no
+/// options here.
+///
+/// ```ignore
+/// #[flow_type]
+/// impl Order {
+///     #[flow]
+///     async fn run(&self) -> Result<Receipt, OrderError> { self.charge(self.cents).await }
+///
+///     #[step]
+///     async fn charge(&self, cents: u64) -> Result<Receipt, OrderError> { … }
+///
+///     fn in_euros(&self) -> f64 { … } // an ordinary method
+/// }
+/// ```
+#[proc_macro_attribute]
+pub fn flow_type(args: TokenStream, item: TokenStream) -> TokenStream {
+    macros::flow_type(args.into(), item.into()).into()
+}
+
+/// Marks the method that runs a flow, in an impl block with [`#[flow_type]`](macro@flow_type).
+///
+/// The method is an `async fn` that takes `&self` alone and returns a `Result`; both sides of the
+/// result are recorded, so they implement `Serialize` and `Deserialize`. It stays an ordinary
+/// `async fn`, which its own code can be tested through.
+///
+/// ```ignore
+/// #[flow(timeout = "7days")]
+/// async fn run(&self) -> Result<Receipt, OrderError> { … }
+/// ```
+///
+/// | option | meaning | if left out |
+/// |---|---|---|
+/// | `name = "order"` | another name for the flow than for its type | the type's name |
+/// | `version = 2` | another version than the type's | the type's version |
+/// | `timeout = "1h"` | how long the flow may take in all, waits included | no limit |
+/// | `allow(nondeterminism)` | accepts the calls listed below | they are refused |
+///
+/// Durations are written as for a [step](macro@step#durations).
+///
+/// # What a flow may not do
+///
+/// A flow's body runs again, from its beginning, whenever the flow is resumed; what it did before
+/// is answered from the log. So it must take the same way each time, and a call whose answer is not
+/// recorded is refused at compile time:
+///
+/// | refused | durable |
+/// |---|---|
+/// | `SystemTime::now`, `Instant::now`, `Utc::now`, … | `ergon::now()` |
+/// | `rand::random`, `thread_rng`, `fastrand::…` | `ergon::random()` |
+/// | `Uuid::new_v4`, `Uuid::now_v7`, `Ulid::new` | `ergon::uuid()` |
+/// | `tokio::time::sleep`, `interval`, `thread::sleep` | `ergon::sleep` |
+/// | `tokio::time::timeout` | `ergon::sleep` as a branch of `select!`, or a step's `timeout` |
+/// | `tokio::spawn`, `thread::spawn`, `JoinSet::new` | a child flow, or steps that are joined |
+/// | `std::fs`, `std::env`, `std::process`, `reqwest`, … | a [`#[step]`](macro@step) |
+///
+/// Calls are known by their paths, inside closures and macros too; a call in another function is
+/// not seen. Where a refused call does no harm, say so with `#[flow(allow(nondeterminism))]`.
+///
+/// `join!`, `try_join!`, `select!` and the like need no replacement. Every `select!` in the body
+/// polls its branches in the order in which they are written, as if it began with `biased;`, and
+/// `futures::select!` becomes `futures::select_biased!`. A `select!` without a path is taken for
+/// tokio's.
+#[proc_macro_attribute]
+pub fn flow(_args: TokenStream, item: TokenStream) -> TokenStream {
+    macros::flow(&item.into()).into()
+}
+
+/// Makes a method or a function a step: its outcome is recorded once and replayed from then on.
+///
+/// ```ignore
+/// #[step(retry(max_attempts = 5, backoff = "1s..30s"), timeout = "10s")]
+/// async fn charge(&self, cents: u64) -> Result<Payment, OrderError> { … }
+/// ```
+///
+/// The step becomes a plain function that returns a `Step`, a future to be awaited or joined. It is
+/// called inside a flow. It works in an impl with [`#[flow_type]`](macro@flow_type), which lists
+/// its steps, in any other impl, and on a free function.
+///
+/// | option | meaning | if left out |
+/// |---|---|---|
+/// | `name = "charge-card"` | what the step is called in the log; 1 to 128 bytes, one of its kind in a flow type | the method's name |
+/// | `retry…` | which failed attempts are followed by another, see [below](#retries) | the default policy |
+/// | `timeout = "10s"` | how long one attempt may take | no limit |
+/// | `blocking` | a plain `fn` that blocks its thread, see [below](#blocking-steps) | an `async fn` |
+///
+/// # Arguments and result
+///
+/// A step takes `&self` (unless it is a free function) and up to twelve arguments, owned or
+/// borrowed. They implement `Serialize`, for their hash is recorded to notice a replay that went
+/// another way, and `Clone`, for each attempt gets its own. A `HashSet` is refused: its order
+/// differs each time, so take a `BTreeSet`.
+///
+/// It returns a `Result` (or an alias of one) of owned types that implement `Serialize` and
+/// `Deserialize`. It cannot be generic.
+///
+/// # Retries
+///
+/// ```ignore
+/// #[step(retry = none)]             // the first failure is final
+/// #[step(retry = standard)]         // `RetryPolicy::STANDARD`
+/// #[step(retry = persistent)]       // `RetryPolicy::PERSISTENT`
+/// #[step(retry = BANK_POLICY)]      // a constant of type `RetryPolicy`
+/// #[step(retry(max_attempts = 5, backoff = "1s..30s", multiplier = 2.0, jitter = 0.2))]
+/// ```
+///
+/// | in `retry(…)` | meaning | values |
+/// |---|---|---|
+/// | `max_attempts = 5` | attempts in all, the first one included | from 1 on |
+/// | `backoff = "1s"` | the wait after the first failure | a duration |
+/// | `backoff = "1s..30s"` | the wait after the first failure, and the longest wait | two durations |
+/// | `max = "30s"` | the longest wait, if `backoff` does not give it | a duration |
+/// | `multiplier = 2.0` | by how much each wait is longer than the one before | 1.0 to 100.0 |
+/// | `jitter = 0.2` | the share of a wait that is left to chance | 0.0 to 1.0 |
+///
+/// What is not given is as in `RetryPolicy::new()`.
+///
+/// # Durations
+///
+/// A duration is a string of numbers with units: `"500ms"`, `"10s"`, `"1h 30m"`, `"7days"`. It is
+/// read at compile time, is longer than zero and at most 3650 days.
+///
+/// # Blocking steps
+///
+/// ```ignore
+/// #[step(blocking)]
+/// fn resize(&self, path: String) -> Result<Size, ImageError> { … }
+/// ```
+///
+/// The body runs on a thread for blocking work. So its arguments are owned, and the type it is a
+/// method of implements `Clone`.
+///
+/// # Other attributes
+///
+/// Documentation, `#[must_use]` and `#[deprecated]` stay on the step that is called; lint levels
+/// and `#[cfg]` apply to both sides; every other attribute, such as `#[tracing::instrument]`, goes
+/// to the body.
+#[proc_macro_attribute]
+pub fn step(args: TokenStream, item: TokenStream) -> TokenStream {
+    macros::step(args.into(), item.into()).into()
+}

@@ -1,0 +1,354 @@
+//! From checked models to tokens. Nothing here can fail, and nothing here decides.
+//!
+//! Local names carry the span of the macro's definition, so that they cannot meet an argument of
+//! the same name. What the compiler may complain about carries the place the author can change.
+
+use std::time::Duration;
+
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::{format_ident, quote, quote_spanned};
+use syn::{AttrStyle, Attribute, FnArg, Signature, Type, ext::IdentExt, spanned::Spanned};
+
+use crate::{
+    ast::{Marker, Method},
+    validate::{
+        FlowImplModel, FlowModel, FlowTypeModel, MemberModel, RetryModel, RetryOptions, StepModel, step_lifetime,
+    },
+};
+
+/// What pedantic readers of an async method would like to see changed, and its author cannot.
+fn allow_required_shape() -> TokenStream {
+    quote! {
+        #[allow(
+            clippy::unused_async,
+            clippy::unused_self,
+            clippy::trivially_copy_pass_by_ref,
+            clippy::unnecessary_wraps
+        )]
+    }
+}
+
+pub(crate) fn flow_type(model: &FlowTypeModel) -> TokenStream {
+    let FlowTypeModel { item, name, version, derive_serialize, derive_deserialize, set_serde_crate } = model;
+    let ident = &item.ident;
+    let serialize = derive_serialize.then(|| quote!(::ergon::__private::serde::Serialize,));
+    let deserialize = derive_deserialize.then(|| quote!(::ergon::__private::serde::Deserialize,));
+    let derives = *derive_serialize || *derive_deserialize;
+    let derive = derives.then(|| quote!(#[derive(#serialize #deserialize)]));
+    let serde_crate = (derives && *set_serde_crate).then(|| quote!(#[serde(crate = "::ergon::__private::serde")]));
+    // The macros that join futures hold `unsafe` blocks; a flow's methods use them, not its data.
+    let allow = derive_deserialize.then(|| quote!(#[allow(clippy::unsafe_derive_deserialize)]));
+    let conditions = conditions(&item.attrs);
+    quote! {
+        #allow
+        #derive
+        #serde_crate
+        #item
+
+        #(#conditions)*
+        const _: () = {
+            #[automatically_derived]
+            impl ::ergon::FlowType for #ident {
+                const NAME: &'static str = #name;
+                const VERSION: u32 = #version;
+            }
+        };
+    }
+}
+
+pub(crate) fn flow_impl(model: &FlowImplModel) -> TokenStream {
+    let flow = flow_method(&model.flow);
+    let members = model.members.iter().map(|member| match member {
+        MemberModel::Flow => flow.clone(),
+        MemberModel::Step(step) => self::step(step),
+        MemberModel::Other(item) => item.clone(),
+    });
+    let inherent = model.source.with_members(&quote!(#(#members)*));
+    let implementation = implementation(model);
+    let mentions = model.source.markers().map(|marker| mention(&marker));
+    quote! {
+        #inherent
+        #implementation
+        #(#mentions)*
+    }
+}
+
+/// Uses the author's import of `flow` or `step`, which we have taken the only use of.
+fn mention(marker: &Marker) -> TokenStream {
+    let path = marker.attribute.path();
+    quote! {
+        const _: () = {
+            #[allow(unused_imports)]
+            use #path as _;
+        };
+    }
+}
+
+fn flow_method(flow: &FlowModel) -> TokenStream {
+    let allow = allow_required_shape();
+    let method = &flow.method;
+    quote!(#allow #method)
+}
+
+fn implementation(model: &FlowImplModel) -> TokenStream {
+    let FlowModel { method, result, name, version, timeout } = &model.flow;
+    let self_ty = &model.source.header.self_ty;
+    let conditions = conditions(&model.source.header.attrs);
+    let flow_conditions = self::conditions(&method.attrs);
+    let (ok, err) = outcome(result);
+    let name = name.as_ref().map_or_else(|| quote!(<Self as ::ergon::FlowType>::NAME), |name| quote!(#name));
+    let version = version.map_or_else(|| quote!(<Self as ::ergon::FlowType>::VERSION), |version| quote!(#version));
+    let timeout = timeout.map_or_else(
+        || quote!(::core::option::Option::None),
+        |timeout| {
+            let timeout = duration(timeout);
+            quote!(::core::option::Option::Some(#timeout))
+        },
+    );
+    let steps = model.members.iter().filter_map(|member| match member {
+        MemberModel::Step(step) => {
+            let conditions = self::conditions(&step.method.attrs);
+            let name = &step.name;
+            Some(quote!(#(#conditions)* #name))
+        }
+        MemberModel::Flow | MemberModel::Other(_) => None,
+    });
+    let run = &method.sig.ident;
+    let pin = quote_spanned!(at(run.span())=> ::std::boxed::Box::pin);
+    quote! {
+        #(#conditions)*
+        #(#flow_conditions)*
+        const _: () = {
+            #[automatically_derived]
+            impl ::ergon::Flow for #self_ty {
+                type Output = #ok;
+                type Error = #err;
+                const NAME: &'static str = #name;
+                const VERSION: u32 = #version;
+                const TIMEOUT: ::core::option::Option<::core::time::Duration> = #timeout;
+                const STEPS: &'static [&'static str] = &[#(#steps),*];
+
+                fn execute(
+                    &self,
+                ) -> ::core::pin::Pin<
+                    ::std::boxed::Box<
+                        dyn ::core::future::Future<
+                                Output = ::core::result::Result<#ok, #err>,
+                            > + ::core::marker::Send
+                            + '_,
+                    >,
+                > {
+                    #pin(Self::#run(self))
+                }
+
+                fn error_caps() -> ::ergon::__private::ErrorCaps<#err> {
+                    ::ergon::__private::error_caps!(#err)
+                }
+            }
+        };
+    }
+}
+
+/// The calling side of a step and, for a method, its body beside it.
+pub(crate) fn step(step: &StepModel) -> TokenStream {
+    let Attributes { outer, inner } = Attributes::split(&step.method.attrs);
+    let body = step_body(step, &inner);
+    let (beside, within) = match step.receiver {
+        Some(_) => (Some(body), None),
+        None => (None, Some(body)),
+    };
+    let vis = &step.method.vis;
+    let name = &step.method.sig.ident;
+    let fn_token = &step.method.sig.fn_token;
+    let lifetime = step_lifetime();
+    let generics = step.borrows.then(|| quote!(<#lifetime>));
+    let receiver = receiver(&step.method.sig);
+    let names: Vec<&Ident> = step.arguments.iter().map(|argument| &argument.name).collect();
+    let types: Vec<&Type> = step.arguments.iter().map(|argument| &argument.ty).collect();
+    let future_lifetime = if step.borrows { quote!(#lifetime) } else { quote!('static) };
+    let (ok, err) = outcome(&step.result);
+    let place = at(step.result.span());
+    let output = quote_spanned!(place=> ::ergon::Step<#future_lifetime, #ok, #err>);
+    let enter = quote_spanned!(place=> ::ergon::__private::step);
+    let assertions = assertions(step);
+    let args = Ident::new("args", Span::mixed_site());
+    let hash = Ident::new("hash", Span::mixed_site());
+    let spec = spec(step);
+    let attempt = attempt(step, &args);
+    quote! {
+        #(#outer)*
+        #[allow(clippy::used_underscore_binding, clippy::too_many_arguments)]
+        #[track_caller]
+        #vis #fn_token #name #generics(#receiver #(#names: #types),*) -> #output {
+            #within
+            #assertions
+            let #args = (#(#names,)*);
+            let #hash = ::ergon::__private::args_hash(&#args);
+            #enter(
+                const { &#spec },
+                #hash,
+                ::ergon::__private::error_caps!(#err),
+                move || #attempt,
+            )
+        }
+
+        #beside
+    }
+}
+
+/// `&'ergon self,` with the tokens of the author's `&self`.
+fn receiver(sig: &Signature) -> Option<TokenStream> {
+    let FnArg::Receiver(receiver) = sig.inputs.first()? else {
+        return None;
+    };
+    let (lifetime, this) = (step_lifetime(), receiver.self_token);
+    Some(quote!(&#lifetime #this,))
+}
+
+/// Fails on the type of an argument which cannot be one.
+fn assertions(step: &StepModel) -> TokenStream {
+    let arguments = step.arguments.iter().map(|argument| {
+        let (name, ty) = (&argument.name, &argument.ty);
+        let assert = quote_spanned!(at(ty.span())=> ::ergon::__private::assert_step_arg);
+        quote!(#assert::<#ty>(&#name);)
+    });
+    let this = step
+        .receiver
+        .filter(|_| step.blocking)
+        .map(|this| quote_spanned!(at(this.span)=> ::ergon::__private::assert_blocking_self(#this);));
+    quote!(#this #(#arguments)*)
+}
+
+/// One attempt at the step: a pinned future that owns its copies of the arguments.
+fn attempt(step: &StepModel, args: &Ident) -> TokenStream {
+    let names: Vec<&Ident> = step.arguments.iter().map(|argument| &argument.name).collect();
+    let copies = (!names.is_empty()).then(|| quote!(let (#(#names,)*) = ::core::clone::Clone::clone(&#args);));
+    let body = body_name(&step.method.sig.ident);
+    let place = at(step.method.sig.ident.span());
+    let pin = quote_spanned!(place=> ::std::boxed::Box::pin);
+    match (step.receiver, step.blocking) {
+        (Some(this), false) => quote!({ #copies #pin(Self::#body(#this, #(#names),*)) }),
+        (None, false) => quote!({ #copies #pin(#body(#(#names),*)) }),
+        (Some(this), true) => {
+            let own = Ident::new("this", Span::mixed_site());
+            quote!({
+                #copies
+                let #own = ::core::clone::Clone::clone(#this);
+                #pin(::ergon::__private::blocking(move || Self::#body(&#own, #(#names),*)))
+            })
+        }
+        (None, true) => quote!({
+            #copies
+            #pin(::ergon::__private::blocking(move || #body(#(#names),*)))
+        }),
+    }
+}
+
+/// The author's function under another name.
+fn step_body(step: &StepModel, attrs: &[&Attribute]) -> TokenStream {
+    let allow = allow_required_shape();
+    let Method { sig, body, .. } = &step.method;
+    let mut sig = sig.clone();
+    sig.ident = body_name(&sig.ident);
+    // A blocking step owns its arguments whether its body consumes them or not.
+    let owned = step.blocking.then(|| quote!(#[allow(clippy::needless_pass_by_value)]));
+    quote! {
+        #(#attrs)*
+        #allow
+        #owned
+        #[allow(dead_code)]
+        #[doc(hidden)]
+        #sig #body
+    }
+}
+
+fn body_name(name: &Ident) -> Ident {
+    format_ident!("__ergon_step_{}", name.unraw(), span = name.span())
+}
+
+fn spec(step: &StepModel) -> TokenStream {
+    let name = &step.name;
+    let retry = step.retry.as_ref().map(|retry| {
+        let policy = match retry {
+            RetryModel::Named(constant) => quote!(::ergon::RetryPolicy::#constant),
+            RetryModel::Policy(policy) => quote!(#policy),
+            RetryModel::Options(options) => retry_options(options),
+        };
+        quote!(.retry(#policy))
+    });
+    let timeout = step.timeout.map(|timeout| {
+        let timeout = duration(timeout);
+        quote!(.timeout(#timeout))
+    });
+    quote!(::ergon::__private::StepSpec::new(#name) #retry #timeout)
+}
+
+fn retry_options(options: &RetryOptions) -> TokenStream {
+    let max_attempts = options.max_attempts.map(|count| quote!(.max_attempts(#count)));
+    let backoff = options.backoff.map(|backoff| {
+        let backoff = duration(backoff);
+        quote!(.backoff(#backoff))
+    });
+    let max = options.backoff_max.map(|max| {
+        let max = duration(max);
+        quote!(.max_backoff(#max))
+    });
+    let multiplier = options.multiplier.map(|number| quote!(.multiplier(#number)));
+    let jitter = options.jitter.map(|number| quote!(.jitter(#number)));
+    quote!(::ergon::RetryPolicy::new() #max_attempts #backoff #max #multiplier #jitter)
+}
+
+fn duration(duration: Duration) -> TokenStream {
+    let (secs, nanos) = (duration.as_secs(), duration.subsec_nanos());
+    quote!(::core::time::Duration::new(#secs, #nanos))
+}
+
+/// The value and the error of a result type, which may be an alias.
+fn outcome(result: &Type) -> (TokenStream, TokenStream) {
+    let place = at(result.span());
+    (
+        quote_spanned!(place=> <#result as ::ergon::__private::Outcome>::Ok),
+        quote_spanned!(place=> <#result as ::ergon::__private::Outcome>::Err),
+    )
+}
+
+/// Where the author wrote something, for code that we wrote.
+fn at(place: Span) -> Span {
+    Span::mixed_site().located_at(place)
+}
+
+/// The attributes of a step, for the calling side and for the body.
+struct Attributes<'a> {
+    outer: Vec<&'a Attribute>,
+    inner: Vec<&'a Attribute>,
+}
+
+impl<'a> Attributes<'a> {
+    fn split(attrs: &'a [Attribute]) -> Self {
+        let (mut outer, mut inner) = (Vec::new(), Vec::new());
+        for attribute in attrs {
+            let is = |names: &[&str]| names.iter().any(|name| attribute.path().is_ident(name));
+            if is(&["track_caller"]) {
+                // Every step has it.
+            } else if is(&["cfg", "cfg_attr", "allow", "warn", "deny", "forbid"]) {
+                outer.push(attribute);
+                inner.push(attribute);
+            } else if is(&["doc", "must_use", "deprecated"]) {
+                outer.push(attribute);
+            } else {
+                // Such as `#[tracing::instrument]` or `#[expect]`: they are about the body.
+                inner.push(attribute);
+            }
+        }
+        Self { outer, inner }
+    }
+}
+
+/// The `#[cfg]`s among the attributes, for what must vanish together with their item.
+fn conditions(attrs: &[Attribute]) -> Vec<&Attribute> {
+    attrs
+        .iter()
+        .filter(|attribute| matches!(attribute.style, AttrStyle::Outer))
+        .filter(|attribute| attribute.path().is_ident("cfg"))
+        .collect()
+}

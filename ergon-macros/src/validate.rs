@@ -1,0 +1,841 @@
+//! Every refusal that needs more than one argument's syntax, and the models that come out of it.
+//!
+//! Whatever leaves here can be expanded: [`expand`](crate::expand) has no way to fail.
+
+use std::time::Duration;
+
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::format_ident;
+use syn::{
+    Attribute, Data, DeriveInput, Error, Expr, FnArg, GenericArgument, Lifetime, LitInt, LitStr, Pat, PatType, Path,
+    PathArguments, Receiver, ReceiverKind, ReturnType, Safety, Signature, Token, Type, TypePath, TypeReference,
+    ext::IdentExt,
+    visit::{self, Visit},
+    visit_mut::{self, VisitMut},
+};
+
+use crate::{
+    ast::{FlowImpl, Marker, MarkerKind, Member, Method},
+    attr::{self, FlowArgs, FlowTypeArgs, Number, RetryArg, RetryArgs, StepArgs},
+    determinism, duration,
+    errors::Errors,
+};
+
+/// The longest name of a flow type or a step, in bytes: names are keys in every execution log.
+const NAME_BYTES_MAX: usize = 128;
+/// The most arguments a step takes: what the standard traits of tuples are implemented for.
+const ARGUMENTS_MAX: usize = 12;
+const MULTIPLIER: std::ops::RangeInclusive<f64> = 1.0..=100.0;
+const JITTER: std::ops::RangeInclusive<f64> = 0.0..=1.0;
+/// The names we give to the methods that hold the bodies of steps begin with this.
+const RESERVED: &str = "__ergon";
+
+/// A type that `FlowType` will be implemented for.
+pub(crate) struct FlowTypeModel {
+    pub(crate) item: DeriveInput,
+    pub(crate) name: String,
+    pub(crate) version: u32,
+    pub(crate) derive_serialize: bool,
+    pub(crate) derive_deserialize: bool,
+    /// False when the author tells serde where serde is.
+    pub(crate) set_serde_crate: bool,
+}
+
+/// An impl block that `Flow` will be implemented by.
+pub(crate) struct FlowImplModel {
+    pub(crate) source: FlowImpl,
+    pub(crate) members: Vec<MemberModel>,
+    pub(crate) flow: FlowModel,
+}
+
+pub(crate) enum MemberModel {
+    /// Where the flow's method stands.
+    Flow,
+    Step(Box<StepModel>),
+    Other(TokenStream),
+}
+
+pub(crate) struct FlowModel {
+    /// The method, its body already made deterministic.
+    pub(crate) method: Method,
+    pub(crate) result: Type,
+    /// `None`: as the flow type says.
+    pub(crate) name: Option<String>,
+    /// `None`: as the flow type says.
+    pub(crate) version: Option<u32>,
+    pub(crate) timeout: Option<Duration>,
+}
+
+pub(crate) struct StepModel {
+    pub(crate) method: Method,
+    /// The `self` of `&self`; `None` in a free function.
+    pub(crate) receiver: Option<Token![self]>,
+    pub(crate) arguments: Vec<Argument>,
+    pub(crate) result: Type,
+    /// True when the step's future holds a reference, to the receiver or to an argument.
+    pub(crate) borrows: bool,
+    pub(crate) blocking: bool,
+    pub(crate) name: LitStr,
+    pub(crate) retry: Option<RetryModel>,
+    pub(crate) timeout: Option<Duration>,
+}
+
+pub(crate) struct Argument {
+    /// What the calling side names it.
+    pub(crate) name: Ident,
+    /// Its type with every elided lifetime written out as [`step_lifetime`].
+    pub(crate) ty: Type,
+}
+
+pub(crate) enum RetryModel {
+    /// A constant of `RetryPolicy`.
+    Named(Ident),
+    Policy(Expr),
+    Options(RetryOptions),
+}
+
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct RetryOptions {
+    pub(crate) max_attempts: Option<u32>,
+    pub(crate) backoff: Option<Duration>,
+    pub(crate) backoff_max: Option<Duration>,
+    pub(crate) multiplier: Option<f64>,
+    pub(crate) jitter: Option<f64>,
+}
+
+/// The lifetime of a step's borrowed arguments and of its future.
+pub(crate) fn step_lifetime() -> Lifetime {
+    Lifetime::new("'ergon", Span::call_site())
+}
+
+/// `None`, with a fatal error recorded, when the type cannot be a flow type at all.
+pub(crate) fn flow_type(item: DeriveInput, args: FlowTypeArgs, errors: &mut Errors) -> Option<FlowTypeModel> {
+    if let Data::Union(union) = &item.data {
+        errors.fatal_on(union.union_token, "`#[flow_type]` goes on a struct or an enum: a union cannot be serialized");
+    }
+    if !item.generics.params.is_empty() {
+        errors.fatal_on(&item.generics.params, "a flow type cannot be generic: one name stands for one type");
+    }
+    let name = args.name.and_then(|name| errors.ok(checked_name(&name)));
+    let version = args.version.and_then(|version| errors.ok(checked_version(&version)));
+    if errors.is_fatal() {
+        return None;
+    }
+    Some(FlowTypeModel {
+        name: name.unwrap_or_else(|| item.ident.unraw().to_string()),
+        version: version.unwrap_or(1),
+        derive_serialize: !derives(&item.attrs, "Serialize"),
+        derive_deserialize: !derives(&item.attrs, "Deserialize"),
+        set_serde_crate: !sets_serde_crate(&item.attrs),
+        item,
+    })
+}
+
+fn derives(attrs: &[Attribute], name: &str) -> bool {
+    attrs.iter().filter(|attribute| attribute.path().is_ident("derive")).any(|attribute| {
+        let mut found = false;
+        // A derive that cannot be read is reported by the compiler.
+        let _ = attribute.parse_nested_meta(|derive| {
+            found |= derive.path.segments.last().is_some_and(|last| last.ident == name);
+            Ok(())
+        });
+        found
+    })
+}
+
+fn sets_serde_crate(attrs: &[Attribute]) -> bool {
+    attrs.iter().filter(|attribute| attribute.path().is_ident("serde")).any(|attribute| {
+        let mut found = false;
+        // What serde does not understand, serde reports.
+        let _ = attribute.parse_nested_meta(|option| {
+            found |= option.path.is_ident("crate");
+            if option.input.peek(Token![=]) {
+                option.value()?.parse::<Expr>()?;
+            } else if option.input.peek(syn::token::Paren) {
+                option.input.parse::<proc_macro2::Group>()?;
+            }
+            Ok(())
+        });
+        found
+    })
+}
+
+/// `None`, with a fatal error recorded, when the impl is to be emitted as it was written.
+pub(crate) fn flow_impl(args: &TokenStream, source: FlowImpl, errors: &mut Errors) -> Option<FlowImplModel> {
+    if !args.is_empty() {
+        errors.push_on(
+            args,
+            "`#[flow_type]` takes no options on an impl: write them on the `#[flow_type]` of the type, or in `#[flow(…)]`",
+        );
+    }
+    check_header(&source, errors);
+    let mut flow: Option<FlowModel> = None;
+    let mut has_flow = false;
+    let mut members = Vec::new();
+    let mut names: Vec<(String, bool)> = Vec::new();
+    for member in &source.members {
+        let method = match member {
+            Member::Other(item) => {
+                members.push(MemberModel::Other(item.clone()));
+                continue;
+            }
+            Member::Misplaced(marker, _) => {
+                errors.fatal_on(&marker.attribute, misplaced(marker.kind));
+                continue;
+            }
+            Member::Marked(method) => method,
+        };
+        let markers: Vec<Marker> = method.markers().collect();
+        let Some((marker, others)) = markers.split_first() else {
+            continue;
+        };
+        for other in others {
+            errors.fatal_on(&other.attribute, repeated(marker.kind, other.kind));
+            has_flow |= marker.kind == MarkerKind::Step && other.kind == MarkerKind::Flow;
+        }
+        let options = errors.ok(attr::attribute_tokens(&marker.attribute)).unwrap_or_default();
+        match marker.kind {
+            MarkerKind::Flow => {
+                if has_flow {
+                    errors.fatal_on(
+                        &marker.attribute,
+                        "this impl already has its `#[flow]`: a flow type has one, so call this method from it as a `#[step]` or start it as a flow of its own",
+                    );
+                }
+                has_flow = true;
+                let args = FlowArgs::parse(options, errors);
+                flow = flow_method(method, args, errors);
+                members.push(MemberModel::Flow);
+            }
+            MarkerKind::Step => {
+                let args = StepArgs::parse(options, errors);
+                let Some(step) = step(method.clone(), args, Place::FlowImpl, errors) else {
+                    continue;
+                };
+                let name = step.name.value();
+                let conditional = method.attrs.iter().any(|a| a.path().is_ident("cfg"));
+                // Of two conditional steps only one may be there; the compiler sees to that.
+                let taken = names
+                    .iter()
+                    .any(|(other, other_conditional)| *other == name && !(conditional && *other_conditional));
+                if taken {
+                    errors.fatal(Error::new(
+                        step.name.span(),
+                        format!("another step of this flow is already named `{name}`: give this one its own with `#[step(name = \"…\")]`"),
+                    ));
+                }
+                names.push((name, conditional));
+                members.push(MemberModel::Step(Box::new(step)));
+            }
+        }
+    }
+    if !has_flow {
+        errors.fatal_on(
+            &source.header.self_ty,
+            "no `#[flow]` in this impl: mark the method that runs the flow, `#[flow] async fn run(&self) -> Result<T, E>`",
+        );
+    }
+    if errors.is_fatal() {
+        return None;
+    }
+    Some(FlowImplModel { flow: flow?, members, source })
+}
+
+/// What to say of a second marker on one method.
+fn repeated(first: MarkerKind, second: MarkerKind) -> &'static str {
+    match (first, second) {
+        (MarkerKind::Flow, MarkerKind::Flow) => "`#[flow]` is given twice",
+        (MarkerKind::Step, MarkerKind::Step) => "`#[step]` is given twice",
+        _ => "a method is the `#[flow]` or a `#[step]`, not both",
+    }
+}
+
+pub(crate) fn misplaced(kind: MarkerKind) -> &'static str {
+    match kind {
+        MarkerKind::Flow => "`#[flow]` goes on a method: `async fn run(&self) -> Result<T, E>`",
+        MarkerKind::Step => {
+            "`#[step]` goes on a method or a function: `async fn charge(&self, cents: u64) -> Result<T, E>`"
+        }
+    }
+}
+
+fn check_header(source: &FlowImpl, errors: &mut Errors) {
+    let header = &source.header;
+    if let Some((path, _)) = &header.trait_ {
+        errors.fatal_on(path, "`#[flow_type]` goes on an inherent impl: `impl Order { … }`, without a trait");
+    }
+    if let Some(word) = &header.unsafety {
+        errors.fatal_on(word, "`#[flow_type]` goes on an inherent impl, which is not `unsafe`");
+    }
+    let no_generics = "a flow type cannot be generic: one name stands for one type";
+    if !header.generics.params.is_empty() {
+        errors.fatal_on(&header.generics.params, no_generics);
+        return;
+    }
+    if let Some(clause) = &header.generics.where_clause {
+        errors.fatal_on(clause, no_generics);
+    }
+    let last = match ungrouped(&header.self_ty) {
+        Type::Path(TypePath { qself: None, path, .. }) => path.segments.last(),
+        _ => None,
+    };
+    match last.map(|last| &last.arguments) {
+        Some(PathArguments::None) => {}
+        Some(arguments) => errors.fatal_on(arguments, no_generics),
+        None => errors.fatal_on(&header.self_ty, "`#[flow_type]` goes on the impl of a struct or an enum"),
+    }
+}
+
+fn flow_method(method: &Method, args: FlowArgs, errors: &mut Errors) -> Option<FlowModel> {
+    let sig = &method.sig;
+    check_signature(sig, "flow", errors);
+    if sig.asyncness.is_none() {
+        errors.fatal_on(sig.fn_token, "a flow is an `async fn`");
+    }
+    check_receiver(sig, "flow", errors);
+    for argument in sig.inputs.iter().filter(|input| matches!(input, FnArg::Typed(_))) {
+        errors.fatal_on(
+            argument,
+            "a flow takes `&self` alone: its input is the value it runs on, so make this a field of the flow type",
+        );
+    }
+    let result = checked_result(sig, "flow", errors);
+    let name = args.name.and_then(|name| errors.ok(checked_name(&name)));
+    let version = args.version.and_then(|version| errors.ok(checked_version(&version)));
+    let timeout = args.timeout.and_then(|timeout| errors.ok(duration::parse(&timeout)));
+    if !args.allow_nondeterminism {
+        determinism::check(&method.body.stream(), errors);
+    }
+    let mut method = method.clone();
+    method.body = determinism::with_stream(&method.body, determinism::bias_selects(method.body.stream()));
+    Some(FlowModel { method, result: result?, name, version, timeout })
+}
+
+/// Where a step stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In an impl with `#[flow_type]` on it.
+    FlowImpl,
+    /// Anywhere else: a free function, or a method of an ordinary impl.
+    Alone,
+}
+
+/// `None`, with a fatal error recorded, when the function is to be emitted as it was written.
+pub(crate) fn step(method: Method, args: StepArgs, place: Place, errors: &mut Errors) -> Option<StepModel> {
+    if place == Place::Alone {
+        for other in method.markers() {
+            errors.fatal_on(&other.attribute, repeated(MarkerKind::Step, other.kind));
+        }
+    }
+    let sig = &method.sig;
+    check_signature(sig, "step", errors);
+    match (&sig.asyncness, &args.blocking) {
+        (None, None) => errors.fatal_on(
+            sig.fn_token,
+            "a step is an `async fn`; for work that blocks its thread write `#[step(blocking)]`",
+        ),
+        (Some(word), Some(_)) => errors.fatal_on(
+            word,
+            "a blocking step is a plain `fn`, which runs on a thread of its own: remove `async` here or `blocking` above",
+        ),
+        _ => {}
+    }
+    let blocking = args.blocking.is_some();
+    let receiver = match sig.receiver() {
+        None if place == Place::Alone => None,
+        _ => check_receiver(sig, "step", errors),
+    };
+    let (arguments, borrowed) = check_arguments(sig, blocking, errors);
+    let result = checked_result(sig, "step", errors);
+    let name = args
+        .name
+        .and_then(|name| errors.ok(checked_name(&name)).map(|_| name))
+        .unwrap_or_else(|| LitStr::new(&sig.ident.unraw().to_string(), sig.ident.span()));
+    let timeout = args.timeout.and_then(|timeout| errors.ok(duration::parse(&timeout)));
+    let retry = args.retry.map(|retry| checked_retry(retry, errors));
+    Some(StepModel {
+        borrows: receiver.is_some() || borrowed,
+        receiver,
+        arguments,
+        result: result?,
+        blocking,
+        name,
+        retry,
+        timeout,
+        method,
+    })
+}
+
+fn check_signature(sig: &Signature, what: &str, errors: &mut Errors) {
+    if let Some(word) = &sig.constness {
+        errors.fatal_on(word, format!("a {what} cannot be `const`"));
+    }
+    if let Safety::Unsafe(word) = &sig.safety {
+        errors.fatal_on(word, format!("a {what} cannot be `unsafe`: the engine calls it, which knows no conditions"));
+    }
+    if let Some(abi) = &sig.abi {
+        errors.fatal_on(abi, format!("a {what} is a Rust function, without `extern`"));
+    }
+    if let Some(variadic) = &sig.variadic {
+        errors.fatal_on(variadic, format!("a {what} has a fixed number of arguments"));
+    }
+    if !sig.generics.params.is_empty() {
+        errors.fatal_on(
+            &sig.generics.params,
+            format!("a {what} cannot be generic: what is recorded under its name must be of one type"),
+        );
+    } else if let Some(clause) = &sig.generics.where_clause {
+        errors.fatal_on(clause, format!("a {what} cannot be generic: remove the `where` clause"));
+    }
+    if sig.ident.unraw().to_string().starts_with(RESERVED) {
+        errors.fatal_on(&sig.ident, format!("names that begin with `{RESERVED}` are kept for generated code"));
+    }
+}
+
+fn check_receiver(sig: &Signature, what: &str, errors: &mut Errors) -> Option<Token![self]> {
+    let Some(receiver) = sig.receiver() else {
+        errors.fatal_on(&sig.ident, format!("a {what} takes `&self`: write `fn {}(&self, …)`", sig.ident));
+        return None;
+    };
+    let Receiver { self_token, kind, .. } = receiver;
+    match kind {
+        ReceiverKind::Reference(_, None, None) => {}
+        ReceiverKind::Reference(_, _, Some(word)) => errors
+            .fatal_on(word, format!("a {what} takes `&self`: a change to the value is lost on replay, so return it")),
+        ReceiverKind::Reference(_, Some(lifetime), None) => {
+            errors.fatal_on(lifetime, format!("a {what} takes `&self`, without a lifetime"));
+        }
+        _ => {
+            errors.fatal_on(receiver, format!("a {what} takes `&self`"));
+        }
+    }
+    Some(*self_token)
+}
+
+/// The arguments behind the receiver, and whether one of them is borrowed.
+fn check_arguments(sig: &Signature, blocking: bool, errors: &mut Errors) -> (Vec<Argument>, bool) {
+    let mut arguments = Vec::new();
+    let mut borrowed = false;
+    let typed = sig.inputs.iter().filter_map(|input| match input {
+        FnArg::Typed(typed) => Some(typed),
+        FnArg::Receiver(_) => None,
+    });
+    for (index, typed) in typed.enumerate() {
+        if index == ARGUMENTS_MAX {
+            errors.fatal_on(typed, format!("a step takes at most {ARGUMENTS_MAX} arguments: group some in a struct"));
+        }
+        for attribute in typed.attrs.iter().filter(|a| a.path().is_ident("cfg")) {
+            errors.fatal_on(attribute, "a step's arguments cannot be conditional: put the `#[cfg]` on the step");
+        }
+        ArgumentType { errors, blocking }.visit_type(&typed.ty);
+        let mut ty = (*typed.ty).clone();
+        let mut elided = NameLifetimes { found: false };
+        elided.visit_type_mut(&mut ty);
+        borrowed |= elided.found;
+        let name = argument_name(typed, index);
+        arguments.push(Argument { name, ty });
+    }
+    (arguments, borrowed)
+}
+
+/// The name of an argument where the step is called; a pattern is left to the body.
+fn argument_name(typed: &PatType, index: usize) -> Ident {
+    match &*typed.pat {
+        Pat::Ident(pattern) if pattern.subpat.is_none() => pattern.ident.clone(),
+        _ => format_ident!("arg{index}", span = Span::mixed_site()),
+    }
+}
+
+/// Looks for what an argument cannot be, anywhere in its type.
+struct ArgumentType<'a> {
+    errors: &'a mut Errors,
+    blocking: bool,
+}
+
+impl<'ast> Visit<'ast> for ArgumentType<'_> {
+    fn visit_type_reference(&mut self, reference: &'ast TypeReference) {
+        if let Some(word) = &reference.mutability {
+            self.errors.fatal_on(
+                word,
+                "a step's arguments are recorded and may be used again by another attempt: take `&T` or an owned value, and return what changes",
+            );
+        } else if self.blocking && !is_static(reference.lifetime.as_ref()) {
+            self.errors.fatal_on(
+                reference.and_token,
+                "a blocking step runs on another thread, so its arguments are owned values: take `String` for `&str`, `T` for `&T`",
+            );
+            return;
+        }
+        visit::visit_type_reference(self, reference);
+    }
+
+    fn visit_generic_argument(&mut self, argument: &'ast GenericArgument) {
+        if let GenericArgument::Lifetime(lifetime) = argument
+            && self.blocking
+            && !is_static(Some(lifetime))
+        {
+            self.errors.fatal_on(lifetime, "a blocking step runs on another thread, so its arguments are owned values");
+        }
+        visit::visit_generic_argument(self, argument);
+    }
+
+    fn visit_type_impl_trait(&mut self, ty: &'ast syn::TypeImplTrait) {
+        self.errors.fatal_on(ty.impl_token, "a step cannot be generic: name one type for this argument");
+    }
+
+    fn visit_path(&mut self, path: &'ast Path) {
+        if let Some(last) = path.segments.last()
+            && last.ident == "HashSet"
+        {
+            self.errors.fatal_on(
+                &last.ident,
+                "a step's arguments are compared on replay, and a `HashSet` has another order each time: take a `BTreeSet`",
+            );
+        }
+        visit::visit_path(self, path);
+    }
+}
+
+fn is_static(lifetime: Option<&Lifetime>) -> bool {
+    lifetime.is_some_and(|lifetime| lifetime.ident == "static")
+}
+
+/// Writes out the elided lifetimes of a type as [`step_lifetime`].
+struct NameLifetimes {
+    found: bool,
+}
+
+impl VisitMut for NameLifetimes {
+    fn visit_type_reference_mut(&mut self, reference: &mut TypeReference) {
+        if reference.lifetime.is_none() {
+            reference.lifetime = Some(step_lifetime());
+            self.found = true;
+        }
+        visit_mut::visit_type_reference_mut(self, reference);
+    }
+
+    fn visit_lifetime_mut(&mut self, lifetime: &mut Lifetime) {
+        if lifetime.ident == "_" {
+            *lifetime = step_lifetime();
+            self.found = true;
+        }
+    }
+
+    // A function's own signature elides lifetimes of its own.
+    fn visit_type_fn_ptr_mut(&mut self, _: &mut syn::TypeFnPtr) {}
+
+    fn visit_parenthesized_generic_arguments_mut(&mut self, _: &mut syn::ParenthesizedGenericArguments) {}
+}
+
+/// The return type, when it can be a `Result` or an alias of one.
+fn checked_result(sig: &Signature, what: &str, errors: &mut Errors) -> Option<Type> {
+    let ReturnType::Type(_, ty) = &sig.output else {
+        errors.fatal_on(
+            &sig.ident,
+            format!("a {what} returns `Result<T, E>`: write `-> Result<(), E>` when there is nothing to return"),
+        );
+        return None;
+    };
+    let refused = match ungrouped(ty) {
+        Type::Path(TypePath { path, .. }) => {
+            path.segments.last().is_none_or(|last| NOT_RESULTS.iter().any(|name| last.ident == name))
+        }
+        Type::Macro(_) | Type::Verbatim(_) => false,
+        _ => true,
+    };
+    if refused {
+        errors.fatal_on(ty, format!("a {what} returns `Result<T, E>`: its value and its error are both recorded"));
+        return None;
+    }
+    ResultType { errors, what }.visit_type(ty);
+    Some((**ty).clone())
+}
+
+/// Types that are certainly no alias of `Result`.
+const NOT_RESULTS: [&str; 28] = [
+    "bool", "char", "str", "String", "u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32", "i64", "i128",
+    "isize", "f32", "f64", "Option", "Vec", "Box", "Rc", "Arc", "HashMap", "HashSet", "BTreeMap", "BTreeSet",
+    "Duration",
+];
+
+/// Looks for what cannot be read back from a record, anywhere in a return type.
+struct ResultType<'a> {
+    errors: &'a mut Errors,
+    what: &'a str,
+}
+
+impl<'ast> Visit<'ast> for ResultType<'_> {
+    fn visit_type_reference(&mut self, reference: &'ast TypeReference) {
+        self.errors.fatal_on(
+            reference.and_token,
+            format!(
+                "what a {} returns is read back from its record, so it cannot borrow: return an owned value",
+                self.what
+            ),
+        );
+    }
+
+    fn visit_type_impl_trait(&mut self, ty: &'ast syn::TypeImplTrait) {
+        self.errors.fatal_on(
+            ty.impl_token,
+            format!("what a {} returns is read back from its record: name its type", self.what),
+        );
+    }
+
+    fn visit_type_fn_ptr(&mut self, _: &'ast syn::TypeFnPtr) {}
+
+    fn visit_parenthesized_generic_arguments(&mut self, _: &'ast syn::ParenthesizedGenericArguments) {}
+}
+
+fn checked_name(name: &LitStr) -> syn::Result<String> {
+    let text = name.value();
+    let problem = if text.is_empty() {
+        "a name cannot be empty".to_owned()
+    } else if text.len() > NAME_BYTES_MAX {
+        format!("a name has at most {NAME_BYTES_MAX} bytes; this one has {}", text.len())
+    } else if text.chars().any(char::is_control) {
+        "a name cannot hold control characters".to_owned()
+    } else {
+        return Ok(text);
+    };
+    Err(Error::new(name.span(), problem))
+}
+
+fn checked_version(version: &LitInt) -> syn::Result<u32> {
+    at_least_one(version, "version")
+}
+
+fn at_least_one(literal: &LitInt, option: &str) -> syn::Result<u32> {
+    match literal.base10_parse::<u32>() {
+        Ok(number) if number >= 1 => Ok(number),
+        _ => Err(Error::new(literal.span(), format!("`{option}` is a whole number from 1 to {}", u32::MAX))),
+    }
+}
+
+fn checked_retry(retry: RetryArg, errors: &mut Errors) -> RetryModel {
+    match retry {
+        RetryArg::Named(name) => {
+            let constant = name.to_string().to_uppercase();
+            RetryModel::Named(Ident::new(&constant, name.span()))
+        }
+        RetryArg::Policy(policy) => RetryModel::Policy(policy),
+        RetryArg::Options(options) => RetryModel::Options(checked_retry_options(*options, errors)),
+    }
+}
+
+fn checked_retry_options(args: RetryArgs, errors: &mut Errors) -> RetryOptions {
+    let backoff = args.backoff.and_then(|backoff| errors.ok(duration::parse_range(&backoff)));
+    let (backoff, range_end) = backoff.map_or((None, None), |(first, last)| (Some(first), last));
+    let max = args.max.and_then(|(name, max)| {
+        if range_end.is_some() {
+            errors.push_on(name, "`backoff` already ends in its longest duration: remove `max`");
+            return None;
+        }
+        let longest = errors.ok(duration::parse(&max))?;
+        if backoff.is_some_and(|first| longest < first) {
+            errors.push_on(&max, "`max` is shorter than the first `backoff`");
+            return None;
+        }
+        Some(longest)
+    });
+    RetryOptions {
+        max_attempts: args.max_attempts.and_then(|count| errors.ok(at_least_one(&count, "max_attempts"))),
+        backoff,
+        backoff_max: range_end.or(max),
+        multiplier: args.multiplier.and_then(|number| errors.ok(within(number, &MULTIPLIER, "multiplier"))),
+        jitter: args.jitter.and_then(|number| errors.ok(within(number, &JITTER, "jitter"))),
+    }
+}
+
+fn within(number: Number, range: &std::ops::RangeInclusive<f64>, option: &str) -> syn::Result<f64> {
+    if range.contains(&number.value) {
+        return Ok(number.value);
+    }
+    let (first, last) = (range.start(), range.end());
+    Err(Error::new(number.span, format!("`{option}` is a number from {first:?} to {last:?}")))
+}
+
+/// The type inside parentheses and the invisible delimiters of a `macro_rules!` fragment.
+fn ungrouped(ty: &Type) -> &Type {
+    match ty {
+        Type::Group(group) => ungrouped(&group.elem),
+        Type::Paren(paren) => ungrouped(&paren.elem),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ast::Target;
+
+    /// What is refused in a step that stands in a flow's impl.
+    fn step_mistakes(args: &str, method: &str) -> Vec<String> {
+        let mut errors = Errors::default();
+        let args = StepArgs::parse(args.parse().unwrap(), &mut errors);
+        let model = step(syn::parse_str(method).unwrap(), args, Place::FlowImpl, &mut errors);
+        assert!(model.is_some() || errors.is_fatal(), "{method}");
+        errors.messages()
+    }
+
+    fn impl_mistakes(source: &str) -> Vec<String> {
+        let mut errors = Errors::default();
+        let Ok(Target::Impl(source)) = Target::parse(source.parse().unwrap()) else {
+            panic!("{source}");
+        };
+        flow_impl(&TokenStream::new(), source, &mut errors);
+        errors.messages()
+    }
+
+    fn type_mistakes(args: &str, item: &str) -> Vec<String> {
+        let mut errors = Errors::default();
+        let args = FlowTypeArgs::parse(args.parse().unwrap(), &mut errors);
+        flow_type(syn::parse_str(item).unwrap(), args, &mut errors);
+        errors.messages()
+    }
+
+    fn one(mistakes: &[String], expect: &str) {
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+        assert!(mistakes[0].contains(expect), "{mistakes:?}");
+    }
+
+    #[test]
+    fn option_bounds_are_checked() {
+        let check = |args: &str, expect: &str| {
+            one(&step_mistakes(args, "async fn a(&self) -> Result<(), E> {}"), expect);
+        };
+        check("name = \"\"", "cannot be empty");
+        check("name = \"a\\nb\"", "control characters");
+        check(&format!("name = \"{}\"", "a".repeat(129)), "at most 128 bytes");
+        check("timeout = \"0s\"", "longer than zero");
+        check("retry(max_attempts = 0)", "from 1 to 4294967295");
+        check("retry(max_attempts = 4294967296)", "from 1 to 4294967295");
+        check("retry(multiplier = 0.5)", "from 1.0 to 100.0");
+        check("retry(multiplier = 101)", "from 1.0 to 100.0");
+        check("retry(jitter = 1.5)", "from 0.0 to 1.0");
+        check("retry(jitter = -0.1)", "from 0.0 to 1.0");
+        check("retry(backoff = \"1s..30s\", max = \"1m\")", "remove `max`");
+        check("retry(backoff = \"1m\", max = \"1s\")", "shorter than the first");
+        check("retry(backoff = \"2s..1s\")", "ends before it begins");
+    }
+
+    #[test]
+    fn bounds_are_inclusive() {
+        let name = format!("name = \"{}\"", "a".repeat(128));
+        for args in [
+            &name,
+            "retry(max_attempts = 1, multiplier = 1, jitter = 0)",
+            "retry(max_attempts = 4294967295, multiplier = 100.0, jitter = 1.0)",
+            "retry(backoff = \"1s\", max = \"1s\")",
+            "timeout = \"3650days\"",
+        ] {
+            let mistakes = step_mistakes(args, "async fn a(&self) -> Result<(), E> {}");
+            assert_eq!(mistakes, Vec::<String>::new(), "{args}");
+        }
+    }
+
+    #[test]
+    fn step_signatures_are_checked() {
+        let check = |method: &str, expect: &str| one(&step_mistakes("", method), expect);
+        check("fn a(&self) -> Result<(), E> {}", "`#[step(blocking)]`");
+        check("async unsafe fn a(&self) -> Result<(), E> {}", "cannot be `unsafe`");
+        check("async extern \"C\" fn a(&self) -> Result<(), E> {}", "without `extern`");
+        check("async fn a<T>(&self) -> Result<(), E> {}", "cannot be generic");
+        check("async fn a<'a>(&self, b: &'a str) -> Result<(), E> {}", "cannot be generic");
+        check("async fn a(&self, b: impl Into<String>) -> Result<(), E> {}", "cannot be generic");
+        check("async fn a() -> Result<(), E> {}", "takes `&self`");
+        check("async fn a(self) -> Result<(), E> {}", "takes `&self`");
+        check("async fn a(&mut self) -> Result<(), E> {}", "lost on replay");
+        check("async fn a(&'static self) -> Result<(), E> {}", "without a lifetime");
+        check("async fn a(self: Arc<Self>) -> Result<(), E> {}", "takes `&self`");
+        check("async fn a(&self, b: &mut u8) -> Result<(), E> {}", "return what changes");
+        check("async fn a(&self, b: &HashSet<u8>) -> Result<(), E> {}", "`BTreeSet`");
+        check("async fn a(&self, b: Vec<std::collections::HashSet<u8>>) -> Result<(), E> {}", "`BTreeSet`");
+        check("async fn a(&self, #[cfg(x)] b: u8) -> Result<(), E> {}", "cannot be conditional");
+        check("async fn a(&self) {}", "a step returns `Result<T, E>`");
+        check("async fn a(&self) -> u8 {}", "a step returns `Result<T, E>`");
+        check("async fn a(&self) -> (u8, u8) {}", "a step returns `Result<T, E>`");
+        check("async fn a(&self) -> Option<u8> {}", "a step returns `Result<T, E>`");
+        check("async fn a(&self) -> &str {}", "a step returns `Result<T, E>`");
+        check("async fn a(&self) -> Result<&str, E> {}", "cannot borrow");
+        check("async fn a(&self) -> Result<impl Copy, E> {}", "name its type");
+        check("async fn __ergon_a(&self) -> Result<(), E> {}", "kept for generated code");
+        let many = ", a: u8".repeat(13);
+        check(&format!("async fn a(&self{many}) -> Result<(), E> {{}}"), "at most 12 arguments");
+        assert!(step_mistakes("", "async fn a(&self, f: fn(&str) -> u8) -> io::Result<()> {}").is_empty());
+    }
+
+    #[test]
+    fn blocking_steps_are_checked() {
+        let check = |method: &str, expect: &str| one(&step_mistakes("blocking", method), expect);
+        check("async fn a(&self) -> Result<(), E> {}", "remove `async`");
+        check("fn a(&self, b: &str) -> Result<(), E> {}", "owned values");
+        check("fn a(&self, b: Cow<'_, str>) -> Result<(), E> {}", "owned values");
+        assert!(step_mistakes("blocking", "fn a(&self, b: &'static str) -> Result<(), E> {}").is_empty());
+    }
+
+    #[test]
+    fn impls_are_checked() {
+        const FLOW: &str = "#[flow] async fn run(&self) -> Result<(), E> {}";
+        let check = |source: &str, expect: &str| one(&impl_mistakes(&source.replace("FLOW", FLOW)), expect);
+        check("impl Order {}", "no `#[flow]` in this impl");
+        check("impl Order { FLOW #[flow] async fn b(&self) -> Result<(), E> {} }", "already has its `#[flow]`");
+        check("impl Job for Order { FLOW }", "inherent impl");
+        check("impl<T> Order<T> { FLOW }", "cannot be generic");
+        check("impl Order<u8> { FLOW }", "cannot be generic");
+        check("impl [u8] { FLOW }", "a struct or an enum");
+        check("impl Order { FLOW #[step] const A: u8 = 1; }", "goes on a method");
+        check("impl Order { #[step] FLOW }", "not both");
+        check("impl Order { #[flow] fn run(&self) -> Result<(), E> {} }", "a flow is an `async fn`");
+        check("impl Order { #[flow] async fn run(&self, a: u8) -> Result<(), E> {} }", "a field");
+        check("impl Order { #[flow] async fn run(&self) {} }", "a flow returns");
+        check("impl Order { #[flow(version = 0)] async fn run(&self) -> R {} }", "`version` is a whole number");
+        check("impl Order { #[flow] async fn run(&self) -> R { Utc::now() } }", "`ergon::now()`");
+        check("impl Order { FLOW #[step = \"a\"] async fn a(&self) -> R {} }", "in parentheses: `#[step(…)]`");
+        check(
+            "impl Order { FLOW #[step] async fn a(&self) -> R {} #[step(name = \"a\")] async fn b(&self) -> R {} }",
+            "already named `a`",
+        );
+    }
+
+    #[test]
+    fn what_is_right_is_not_refused() {
+        let check = |source: &str| assert_eq!(impl_mistakes(source), Vec::<String>::new(), "{source}");
+        check(
+            "impl Order { #[ergon::flow] async fn run(&self) -> R {}
+               #[cfg(a)] #[step] async fn a(&self) -> R {} #[cfg(not(a))] #[step] async fn a(&self) -> R {} }",
+        );
+        check("impl Order { #[flow(allow(nondeterminism))] async fn run(&self) -> R { Utc::now() } }");
+        check("impl Order { #[flow] async fn run(&self) -> R {} #[step] async fn a(&self) -> R { Utc::now() } }");
+    }
+
+    #[test]
+    fn types_are_checked() {
+        let check = |args: &str, item: &str, expect: &str| one(&type_mistakes(args, item), expect);
+        check("", "struct Order<T>(T);", "cannot be generic");
+        check("", "struct Order<'a>(&'a str);", "cannot be generic");
+        check("", "union Order { a: u8 }", "a struct or an enum");
+        check("name = \"\"", "struct Order;", "cannot be empty");
+        check("version = 0", "struct Order;", "from 1 to");
+        check("version = -1", "struct Order;", "takes a whole number");
+        check("nam = \"a\"", "struct Order;", "did you mean `name`?");
+        assert!(type_mistakes("name = \"a\", version = 7", "enum Order { A }").is_empty());
+    }
+
+    #[test]
+    fn derives_of_the_author_are_seen() {
+        let derived = |item: &str| {
+            let item = syn::parse_str(item).unwrap();
+            let model = flow_type(item, FlowTypeArgs::default(), &mut Errors::default()).unwrap();
+            (model.derive_serialize, model.derive_deserialize, model.set_serde_crate)
+        };
+        assert_eq!(derived("struct A;"), (true, true, true));
+        assert_eq!(derived("#[derive(Clone, Serialize)] struct A;"), (false, true, true));
+        assert_eq!(derived("#[derive(serde::Deserialize)] struct A;"), (true, false, true));
+        assert_eq!(derived("#[derive(Serialize)] #[derive(Deserialize)] struct A;"), (false, false, true));
+        assert_eq!(
+            derived("#[serde(rename_all = \"camelCase\", bound(serialize = \"\"), crate = \"s\")] struct A;"),
+            (true, true, false)
+        );
+    }
+}
