@@ -177,25 +177,22 @@ fn ends_with(path: &[&Ident], pattern: &str) -> bool {
 ///
 /// An unbiased `select!` polls its branches in random order, so a replay could make the calls of
 /// its branches in another order than the first run did.
-pub(crate) fn bias_selects(body: TokenStream) -> TokenStream {
-    let mut trees: Vec<TokenTree> = body.into_iter().collect();
+pub(crate) fn bias_selects(body: &Group) -> Group {
+    let mut trees: Vec<TokenTree> = body.stream().into_iter().collect();
+    if !mentions_select(&trees) {
+        return body.clone(); // A group made anew loses the places of its two delimiters.
+    }
     let mut at = 0;
     while at < trees.len() {
         if let TokenTree::Group(group) = &trees[at] {
-            trees[at] = with_stream(group, bias_selects(group.stream())).into();
+            trees[at] = bias_selects(group).into();
         } else if matches!(trees[at], TokenTree::Ident(_)) {
             let path: Vec<String> = path_at(&trees, at).iter().map(ToString::to_string).collect();
             let end = at + 3 * (path.len() - 1);
             if let (true, Some(TokenTree::Group(arms))) = (is_punct(trees.get(end + 1), '!'), trees.get(end + 2)) {
                 match select(&path) {
-                    Some(Select::Tokio) => {
-                        let arms = with_stream(arms, biased(arms.stream()));
-                        trees[end + 2] = arms.into();
-                    }
-                    Some(Select::Futures) => {
-                        let name = Ident::new("select_biased", trees[end].span());
-                        trees[end] = name.into();
-                    }
+                    Some(Select::Tokio) => trees[end + 2] = biased(arms).into(),
+                    Some(Select::Futures) => trees[end] = Ident::new("select_biased", trees[end].span()).into(),
                     None => {}
                 }
             }
@@ -203,7 +200,15 @@ pub(crate) fn bias_selects(body: TokenStream) -> TokenStream {
         }
         at += 1;
     }
-    trees.into_iter().collect()
+    with_stream(body, trees.into_iter().collect())
+}
+
+fn mentions_select(trees: &[TokenTree]) -> bool {
+    trees.iter().any(|tree| match tree {
+        TokenTree::Ident(word) => word == "select",
+        TokenTree::Group(group) => mentions_select(&group.stream().into_iter().collect::<Vec<_>>()),
+        TokenTree::Punct(_) | TokenTree::Literal(_) => false,
+    })
 }
 
 enum Select {
@@ -224,15 +229,16 @@ fn select(path: &[String]) -> Option<Select> {
     }
 }
 
-fn biased(arms: TokenStream) -> TokenStream {
-    let mut start = arms.clone().into_iter();
+fn biased(arms: &Group) -> Group {
+    let stream = arms.stream();
+    let mut start = stream.clone().into_iter();
     let already = matches!(start.next(), Some(TokenTree::Ident(word)) if word == "biased")
         && is_punct(start.next().as_ref(), ';');
-    if already { arms } else { quote!(biased; #arms) }
+    if already { arms.clone() } else { with_stream(arms, quote!(biased; #stream)) }
 }
 
 /// `group` with other tokens between the same delimiters.
-pub(crate) fn with_stream(group: &Group, stream: TokenStream) -> Group {
+fn with_stream(group: &Group, stream: TokenStream) -> Group {
     let mut changed = Group::new(group.delimiter(), stream);
     changed.set_span(group.span());
     changed
@@ -357,8 +363,8 @@ mod tests {
     fn selects_become_biased() {
         let check = |body: &str, expect: &str| {
             let expect: TokenStream = expect.parse().unwrap();
-            let biased = bias_selects(body.parse().unwrap());
-            assert_eq!(biased.to_string(), expect.to_string());
+            let body = Group::new(proc_macro2::Delimiter::Brace, body.parse().unwrap());
+            assert_eq!(bias_selects(&body).stream().to_string(), expect.to_string());
         };
         check("select! { a => 1 }", "select! { biased; a => 1 }");
         check("tokio::select! { a => 1 }", "tokio::select! { biased; a => 1 }");

@@ -10,11 +10,14 @@ use quote::{format_ident, quote, quote_spanned};
 use syn::{AttrStyle, Attribute, FnArg, Signature, Type, ext::IdentExt, spanned::Spanned};
 
 use crate::{
-    ast::{Marker, Method},
+    ast::{FlowImpl, Method},
     validate::{
         FlowImplModel, FlowModel, FlowTypeModel, MemberModel, RetryModel, RetryOptions, StepModel, step_lifetime,
     },
 };
+
+/// The argument of an attribute that stands on nothing, see [`mentions`].
+pub(crate) const MENTION: &str = "__ergon_mention";
 
 /// What pedantic readers of an async method would like to see changed, and its author cannot.
 fn allow_required_shape() -> TokenStream {
@@ -65,23 +68,19 @@ pub(crate) fn flow_impl(model: &FlowImplModel) -> TokenStream {
     });
     let inherent = model.source.with_members(&quote!(#(#members)*));
     let implementation = implementation(model);
-    let mentions = model.source.markers().map(|marker| mention(&marker));
     quote! {
         #inherent
         #implementation
-        #(#mentions)*
     }
 }
 
-/// Uses the author's import of `flow` or `step`, which we have taken the only use of.
-fn mention(marker: &Marker) -> TokenStream {
-    let path = marker.attribute.path();
-    quote! {
-        const _: () = {
-            #[allow(unused_imports)]
-            use #path as _;
-        };
-    }
+/// Uses the attributes `flow` and `step` of an impl once more, each on nothing.
+///
+/// The macro has taken the author's attributes away, and an import of them would be unused.
+pub(crate) fn mentions(source: &FlowImpl) -> TokenStream {
+    let mention = Ident::new(MENTION, Span::call_site());
+    let paths = source.markers().map(|marker| marker.attribute.path().clone());
+    quote!(#(#[#paths(#mention)] const _: () = ();)*)
 }
 
 fn flow_method(flow: &FlowModel) -> TokenStream {
@@ -215,7 +214,7 @@ fn assertions(step: &StepModel) -> TokenStream {
     let this = step
         .receiver
         .filter(|_| step.blocking)
-        .map(|this| quote_spanned!(at(this.span)=> ::ergon::__private::assert_blocking_self(#this);));
+        .map(|this| quote_spanned!(at(this.span)=> ::ergon::__private::assert_blocking_self::<Self>(#this);));
     quote!(#this #(#arguments)*)
 }
 

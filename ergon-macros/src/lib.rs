@@ -24,7 +24,7 @@
 //!     }
 //!
 //!     #[step]
-//!     async fn ship(&self, payment: &Payment) -> Result<Receipt, OrderError> { … }
+//!     async fn ship(&self, payment: &Payment) -> Result<Receipt, OrderError> { todo!() }
 //! }
 //! ```
 //!
@@ -88,9 +88,9 @@ use proc_macro::TokenStream;
 ///     async fn run(&self) -> Result<Receipt, OrderError> { self.charge(self.cents).await }
 ///
 ///     #[step]
-///     async fn charge(&self, cents: u64) -> Result<Receipt, OrderError> { … }
+///     async fn charge(&self, cents: u64) -> Result<Receipt, OrderError> { todo!() }
 ///
-///     fn in_euros(&self) -> f64 { … } // an ordinary method
+///     fn in_euros(&self) -> f64 { todo!() } // an ordinary method
 /// }
 /// ```
 #[proc_macro_attribute]
@@ -106,7 +106,7 @@ pub fn flow_type(args: TokenStream, item: TokenStream) -> TokenStream {
 ///
 /// ```ignore
 /// #[flow(timeout = "7days")]
-/// async fn run(&self) -> Result<Receipt, OrderError> { … }
+/// async fn run(&self) -> Result<Receipt, OrderError> { todo!() }
 /// ```
 ///
 /// | option | meaning | if left out |
@@ -142,15 +142,15 @@ pub fn flow_type(args: TokenStream, item: TokenStream) -> TokenStream {
 /// `futures::select!` becomes `futures::select_biased!`. A `select!` without a path is taken for
 /// tokio's.
 #[proc_macro_attribute]
-pub fn flow(_args: TokenStream, item: TokenStream) -> TokenStream {
-    macros::flow(&item.into()).into()
+pub fn flow(args: TokenStream, item: TokenStream) -> TokenStream {
+    macros::flow(&args.into(), &item.into()).into()
 }
 
 /// Makes a method or a function a step: its outcome is recorded once and replayed from then on.
 ///
 /// ```ignore
 /// #[step(retry(max_attempts = 5, backoff = "1s..30s"), timeout = "10s")]
-/// async fn charge(&self, cents: u64) -> Result<Payment, OrderError> { … }
+/// async fn charge(&self, cents: u64) -> Result<Payment, OrderError> { todo!() }
 /// ```
 ///
 /// The step becomes a plain function that returns a `Step`, a future to be awaited or joined. It is
@@ -204,7 +204,7 @@ pub fn flow(_args: TokenStream, item: TokenStream) -> TokenStream {
 ///
 /// ```ignore
 /// #[step(blocking)]
-/// fn resize(&self, path: String) -> Result<Size, ImageError> { … }
+/// fn resize(&self, path: String) -> Result<Size, ImageError> { todo!() }
 /// ```
 ///
 /// The body runs on a thread for blocking work. So its arguments are owned, and the type it is a

@@ -20,8 +20,10 @@ pub(crate) fn flow_type(args: TokenStream, item: TokenStream) -> TokenStream {
             validate::flow_type(ty, args, &mut errors).map_or(item, |model| expand::flow_type(&model))
         }
         Ok(Target::Impl(source)) => {
-            let plain = source.plain();
-            validate::flow_impl(&args, source, &mut errors).map_or(plain, |model| expand::flow_impl(&model))
+            let (plain, mentions) = (source.plain(), expand::mentions(&source));
+            let expanded =
+                validate::flow_impl(&args, source, &mut errors).map_or(plain, |model| expand::flow_impl(&model));
+            quote!(#expanded #mentions)
         }
         Ok(Target::Other(word)) => {
             let message = "`#[flow_type]` goes on a struct, on an enum, or on its impl with the `#[flow]`";
@@ -37,7 +39,10 @@ pub(crate) fn flow_type(args: TokenStream, item: TokenStream) -> TokenStream {
 }
 
 /// Runs only where no `#[flow_type]` has taken the attribute away.
-pub(crate) fn flow(item: &TokenStream) -> TokenStream {
+pub(crate) fn flow(args: &TokenStream, item: &TokenStream) -> TokenStream {
+    if is_mention(args) {
+        return TokenStream::new();
+    }
     let error = Error::new(
         Span::call_site(),
         "`#[flow]` marks a method of an impl that has `#[flow_type]` on it: put `#[flow_type]` on the impl",
@@ -48,6 +53,9 @@ pub(crate) fn flow(item: &TokenStream) -> TokenStream {
 
 /// Runs on steps outside of an impl with `#[flow_type]`.
 pub(crate) fn step(args: TokenStream, item: TokenStream) -> TokenStream {
+    if is_mention(&args) {
+        return TokenStream::new();
+    }
     let mut errors = Errors::default();
     let method = match syn::parse2::<Method>(item.clone()) {
         Ok(method) => method,
@@ -71,6 +79,11 @@ pub(crate) fn step(args: TokenStream, item: TokenStream) -> TokenStream {
 
 /// What a function can begin with.
 const FUNCTION_WORDS: [&str; 6] = ["fn", "async", "const", "unsafe", "extern", "default"];
+
+/// True for an attribute that only says that its import is used.
+fn is_mention(args: &TokenStream) -> bool {
+    args.to_string() == expand::MENTION
+}
 
 fn with_errors(errors: Errors, expanded: TokenStream) -> TokenStream {
     let mut tokens = errors.into_compile_errors();
@@ -131,7 +144,7 @@ mod tests {
         holds(&tokens, "impl ::ergon::Flow for Order { type Output = <Res<u8> as ::ergon::__private::Outcome>::Ok;");
         holds(&tokens, "&[#[cfg(a)] \"charge-card\"]");
         holds(&tokens, "::core::option::Option::Some(::core::time::Duration::new(1u64, 0u32))");
-        holds(&tokens, "use step as _;");
+        holds(&tokens, "#[flow(__ergon_mention)] const _: () = (); #[step(__ergon_mention)] const _: () = ();");
     }
 
     #[test]
@@ -187,6 +200,14 @@ mod tests {
     #[test]
     fn a_flow_outside_of_an_impl_is_refused() {
         let item: TokenStream = "async fn run() {}".parse().unwrap();
-        holds(&flow(&item).to_string(), "async fn run() {}");
+        holds(&flow(&TokenStream::new(), &item).to_string(), "async fn run() {}");
+    }
+
+    #[test]
+    fn a_mention_leaves_nothing() {
+        let args: TokenStream = expand::MENTION.parse().unwrap();
+        let item: TokenStream = "const _: () = ();".parse().unwrap();
+        assert!(flow(&args, &item).is_empty());
+        assert!(step(args, item).is_empty());
     }
 }

@@ -229,7 +229,7 @@ pub(crate) fn flow_impl(args: &TokenStream, source: FlowImpl, errors: &mut Error
             }
         }
     }
-    if !has_flow {
+    if !has_flow && source.header.trait_.is_none() {
         errors.fatal_on(
             &source.header.self_ty,
             "no `#[flow]` in this impl: mark the method that runs the flow, `#[flow] async fn run(&self) -> Result<T, E>`",
@@ -307,7 +307,7 @@ fn flow_method(method: &Method, args: FlowArgs, errors: &mut Errors) -> Option<F
         determinism::check(&method.body.stream(), errors);
     }
     let mut method = method.clone();
-    method.body = determinism::with_stream(&method.body, determinism::bias_selects(method.body.stream()));
+    method.body = determinism::bias_selects(&method.body);
     Some(FlowModel { method, result: result?, name, version, timeout })
 }
 
@@ -624,6 +624,7 @@ fn checked_retry(retry: RetryArg, errors: &mut Errors) -> RetryModel {
 }
 
 fn checked_retry_options(args: RetryArgs, errors: &mut Errors) -> RetryOptions {
+    let max_attempts = args.max_attempts.and_then(|count| errors.ok(at_least_one(&count, "max_attempts")));
     let backoff = args.backoff.and_then(|backoff| errors.ok(duration::parse_range(&backoff)));
     let (backoff, range_end) = backoff.map_or((None, None), |(first, last)| (Some(first), last));
     let max = args.max.and_then(|(name, max)| {
@@ -639,7 +640,7 @@ fn checked_retry_options(args: RetryArgs, errors: &mut Errors) -> RetryOptions {
         Some(longest)
     });
     RetryOptions {
-        max_attempts: args.max_attempts.and_then(|count| errors.ok(at_least_one(&count, "max_attempts"))),
+        max_attempts,
         backoff,
         backoff_max: range_end.or(max),
         multiplier: args.multiplier.and_then(|number| errors.ok(within(number, &MULTIPLIER, "multiplier"))),
