@@ -1,0 +1,225 @@
+//! What the macros implement for a flow type.
+
+use std::{fmt, future::Future, marker::PhantomData, pin::Pin, time::Duration};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{codec, error::Error, retry::Retryable};
+
+/// A type whose values can be recorded as the input of a flow. Implemented by `#[flow_type]` on a struct.
+pub trait FlowType: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// The name under which its flows are recorded. Renaming the Rust type is safe as long as this stays.
+    const NAME: &'static str;
+    /// The version of its code, from 1.
+    const VERSION: u32;
+}
+
+/// A durable flow. Implemented by `#[flow_type]` on the type's impl block.
+pub trait Flow: FlowType {
+    /// What it results in.
+    type Output: Serialize + DeserializeOwned + Send + 'static;
+    /// What it fails with.
+    type Error: Serialize + DeserializeOwned + fmt::Debug + Send + 'static;
+    /// The name under which its flows are recorded.
+    const NAME: &'static str;
+    /// The version of its code, from 1: only workers that have it run its flows.
+    const VERSION: u32;
+    /// Its time limit, counted from its start.
+    const TIMEOUT: Option<Duration>;
+    /// The names of its steps.
+    const STEPS: &'static [&'static str];
+
+    /// Its code. Makes sense only within the engine, which polls it.
+    fn execute(&self) -> Pin<Box<dyn Future<Output = Result<Self::Output, Self::Error>> + Send + '_>>;
+
+    /// What its error type can do.
+    fn error_caps() -> ErrorCaps<Self::Error>;
+}
+
+/// The two sides of a `Result`, however it is spelled.
+pub trait Outcome {
+    /// The type of its `Ok`.
+    type Ok;
+    /// The type of its `Err`.
+    type Err;
+}
+
+impl<T, E> Outcome for Result<T, E> {
+    type Ok = T;
+    type Err = E;
+}
+
+/// What an error type can do, found out by the macros.
+pub struct ErrorCaps<E> {
+    /// Makes it from an engine error, where it implements `From<ergon::Error>`.
+    pub from_error: Option<fn(Error) -> E>,
+    /// Says whether trying again can help, where it implements [`Retryable`].
+    pub is_retryable: Option<fn(&E) -> bool>,
+}
+
+impl<E> Clone for ErrorCaps<E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E> Copy for ErrorCaps<E> {}
+
+impl<E> fmt::Debug for ErrorCaps<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ErrorCaps")
+            .field("from_error", &self.from_error.is_some())
+            .field("is_retryable", &self.is_retryable.is_some())
+            .finish()
+    }
+}
+
+/// Finds out what `E` can do by method lookup: an inherent-looking method on `Probe<E>` is found before the one
+/// on `&Probe<E>`, if its bound holds.
+#[derive(Debug)]
+pub struct Probe<E>(PhantomData<E>);
+
+impl<E> Probe<E> {
+    /// A probe for `E`.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<E> Default for Probe<E> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// `E` can be made from an engine error.
+pub trait FromErrorYes<E> {
+    /// How.
+    fn from_error(&self) -> Option<fn(Error) -> E>;
+}
+
+impl<E: From<Error>> FromErrorYes<E> for Probe<E> {
+    fn from_error(&self) -> Option<fn(Error) -> E> {
+        Some(E::from)
+    }
+}
+
+/// `E` cannot be made from an engine error.
+pub trait FromErrorNo<E> {
+    /// Not at all.
+    fn from_error(&self) -> Option<fn(Error) -> E>;
+}
+
+impl<E> FromErrorNo<E> for &Probe<E> {
+    fn from_error(&self) -> Option<fn(Error) -> E> {
+        None
+    }
+}
+
+/// `E` says whether trying again can help.
+pub trait RetryableYes<E> {
+    /// How.
+    fn is_retryable(&self) -> Option<fn(&E) -> bool>;
+}
+
+impl<E: Retryable> RetryableYes<E> for Probe<E> {
+    fn is_retryable(&self) -> Option<fn(&E) -> bool> {
+        Some(<E as Retryable>::is_retryable)
+    }
+}
+
+/// `E` does not say whether trying again can help.
+pub trait RetryableNo<E> {
+    /// Not at all.
+    fn is_retryable(&self) -> Option<fn(&E) -> bool>;
+}
+
+impl<E> RetryableNo<E> for &Probe<E> {
+    fn is_retryable(&self) -> Option<fn(&E) -> bool> {
+        None
+    }
+}
+
+/// What an error type can do; `$error` must be concrete.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __error_caps {
+    ($error:ty) => {{
+        #[allow(unused_imports)]
+        use $crate::__private::{FromErrorNo as _, FromErrorYes as _, RetryableNo as _, RetryableYes as _};
+        let probe = $crate::__private::Probe::<$error>::new();
+        $crate::__private::ErrorCaps {
+            from_error: (&probe).from_error(),
+            is_retryable: (&probe).is_retryable(),
+        }
+    }};
+}
+
+/// How a flow failed, as it is recorded: with its own error, or because the engine could not go on.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Failure<E> {
+    Error(E),
+    Fault(Error),
+}
+
+/// How the code of a flow ended.
+#[derive(Debug)]
+pub(crate) enum FlowEnd {
+    Completed { result: Bytes },
+    Failed { error: Bytes, reason: String },
+}
+
+impl FlowEnd {
+    /// The flow failed for a reason that its code did not return.
+    pub(crate) fn fault(error: &Error) -> Self {
+        let payload = serde_json::to_vec(&Failure::<()>::Fault(error.clone())).unwrap_or_default();
+        Self::Failed { error: payload.into(), reason: format!("{error:#}") }
+    }
+}
+
+/// The code of a flow type, without the type.
+#[derive(Clone, Copy)]
+pub(crate) struct FlowDef {
+    pub(crate) name: &'static str,
+    pub(crate) version: u32,
+    pub(crate) rust_type: &'static str,
+    pub(crate) begin: fn(input: &[u8], limit: usize) -> Result<FlowFuture, Error>,
+}
+
+pub(crate) type FlowFuture = Pin<Box<dyn Future<Output = FlowEnd> + Send>>;
+
+impl FlowDef {
+    pub(crate) fn of<F: Flow>() -> Self {
+        Self {
+            name: <F as Flow>::NAME,
+            version: <F as Flow>::VERSION,
+            rust_type: std::any::type_name::<F>(),
+            begin: begin::<F>,
+        }
+    }
+}
+
+fn begin<F: Flow>(input: &[u8], limit: usize) -> Result<FlowFuture, Error> {
+    let flow: F = codec::decode("the flow's value", input)?;
+    Ok(Box::pin(async move {
+        let outcome = flow.execute().await;
+        match end::<F>(outcome, limit) {
+            Ok(end) => end,
+            Err(error) => FlowEnd::fault(&error),
+        }
+    }))
+}
+
+fn end<F: Flow>(outcome: Result<F::Output, F::Error>, limit: usize) -> Result<FlowEnd, Error> {
+    Ok(match outcome {
+        Ok(output) => FlowEnd::Completed { result: codec::encode_exact("the flow's result", &output, limit)? },
+        Err(error) => {
+            let reason = format!("{error:?}");
+            let error = codec::encode("the flow's error", &Failure::Error(error), limit)?;
+            FlowEnd::Failed { error, reason }
+        }
+    })
+}

@@ -1,0 +1,381 @@
+//! The future of a step.
+
+use std::{
+    fmt,
+    future::Future,
+    panic::{AssertUnwindSafe, Location, catch_unwind},
+    pin::Pin,
+    sync::{Arc, atomic::AtomicU64},
+    task::{self, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use ergon_storage::{CallKind, Phase, Timestamp};
+use futures::future::BoxFuture;
+use serde::{Serialize, de::DeserializeOwned};
+use tracing::Span;
+
+use crate::{
+    codec,
+    context::{Context, Halt, StepContext},
+    error::{Error, ErrorKind},
+    fingerprint::{Sequences, fingerprint},
+    flow::ErrorCaps,
+    journal::{CallId, CallKey, CallPoll, Outcome, Place, Spec},
+    retry::RetryPolicy,
+};
+
+/// What the attribute of a step says.
+#[derive(Debug, Clone, Copy)]
+pub struct StepSpec {
+    name: &'static str,
+    retry: RetryPolicy,
+    timeout: Option<Duration>,
+}
+
+impl StepSpec {
+    /// A step of this name with the standard policy and no time limit.
+    #[must_use]
+    pub const fn new(name: &'static str) -> Self {
+        Self { name, retry: RetryPolicy::STANDARD, timeout: None }
+    }
+
+    /// The same step with another policy.
+    #[must_use]
+    pub const fn retry(mut self, retry: RetryPolicy) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// The same step with a time limit for each attempt.
+    #[must_use]
+    pub const fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+}
+
+/// The hash of a step's arguments, or why they have none.
+#[derive(Debug, Clone)]
+pub struct ArgsHash(Result<u64, String>);
+
+/// What an argument of a step must be.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be an argument of a step",
+    label = "an argument must implement `serde::Serialize` and `Clone` and be `Send`",
+    note = "the history keeps a hash of the arguments, and each attempt gets its own copy of them"
+)]
+pub trait StepArg: Serialize + Clone + Send {}
+
+impl<T: Serialize + Clone + Send> StepArg for T {}
+
+/// Fails to compile where an argument cannot be one.
+pub const fn assert_step_arg<T: StepArg>(_: &T) {}
+
+/// What the type of a blocking step must be.
+#[diagnostic::on_unimplemented(
+    message = "a blocking step needs a flow type that implements `Clone`",
+    label = "`{Self}` must be `Clone + Send + 'static`",
+    note = "the body runs on a thread of its own, with a copy of the value"
+)]
+pub trait BlockingSelf: Clone + Send + 'static {}
+
+impl<T: Clone + Send + 'static> BlockingSelf for T {}
+
+/// Fails to compile where a blocking step cannot be one.
+pub const fn assert_blocking_self<T: BlockingSelf>(_: &T) {}
+
+/// The hash of a step's arguments, given as a tuple.
+pub fn args_hash<A: Serialize>(args: &A) -> ArgsHash {
+    ArgsHash(fingerprint(args, Sequences::Ordered).map_err(|error| error.to_string()))
+}
+
+type Body<'a, T, E> = Box<dyn FnMut() -> BoxFuture<'a, Result<T, E>> + Send + 'a>;
+
+/// Makes the call of a step. Called by the code that `#[step]` generates.
+///
+/// # Panics
+///
+/// Outside a flow.
+#[track_caller]
+pub fn step<'a, T, E, F>(spec: &'static StepSpec, hash: ArgsHash, caps: ErrorCaps<E>, body: F) -> Step<'a, T, E>
+where
+    F: FnMut() -> BoxFuture<'a, Result<T, E>> + Send + 'a,
+{
+    let Some(context) = Context::try_current() else { outside(spec.name) };
+    let args_hash = match hash.0 {
+        Ok(hash) => hash,
+        Err(error) => {
+            let message = format!("the arguments of step {:?} cannot be hashed: {error}", spec.name);
+            context.flow.halt(Halt::Fault(Error::of(ErrorKind::Payload, message)));
+            0
+        }
+    };
+    let key = CallKey { kind: CallKind::Step, name: Arc::from(spec.name), args_hash };
+    let call = context.call(key, Spec::Step, Location::caller());
+    Step { context, call, spec, caps, body: Box::new(body), attempt: None, outcome: None, done: false }
+}
+
+#[track_caller]
+fn outside(name: &str) -> ! {
+    let what = format!("the step {name:?}");
+    Context::current(&what);
+    unreachable!("there is no flow")
+}
+
+/// Runs the body of a blocking step off the async threads, within the same context.
+pub async fn blocking<R: Send + 'static>(body: impl FnOnce() -> R + Send + 'static) -> R {
+    let context = Context::try_current();
+    let run = move || match context {
+        Some(context) => context.enter(body),
+        None => body(),
+    };
+    match tokio::task::spawn_blocking(run).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is shutting down: this task is about to be dropped.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+/// The future of a step: resolves to its outcome, from the history or fresh.
+///
+/// The call counts from the moment it is made; the body starts when the future is first polled. Dropping the
+/// future drops the running body.
+#[must_use = "a step does nothing unless it is awaited"]
+pub struct Step<'a, T, E> {
+    context: Context,
+    call: CallId,
+    spec: &'static StepSpec,
+    caps: ErrorCaps<E>,
+    body: Body<'a, T, E>,
+    attempt: Option<Attempt<'a, T, E>>,
+    /// The outcome as the body returned it, until it is released.
+    outcome: Option<Result<T, E>>,
+    done: bool,
+}
+
+/// A body that runs.
+struct Attempt<'a, T, E> {
+    context: Context,
+    number: u32,
+    body: BoxFuture<'a, Result<T, E>>,
+    timeout: Option<BoxFuture<'static, ()>>,
+    span: Span,
+}
+
+// Nothing is pinned in place: the body is in a box of its own.
+impl<T, E> Unpin for Step<'_, T, E> {}
+
+impl<T, E> fmt::Debug for Step<'_, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Step").field("name", &self.spec.name).field("call", &self.call).finish_non_exhaustive()
+    }
+}
+
+impl<T, E> Future for Step<'_, T, E>
+where
+    T: Serialize + DeserializeOwned,
+    E: Serialize + DeserializeOwned + fmt::Debug,
+{
+    type Output = Result<T, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<T, E>> {
+        let this = self.get_mut();
+        let poll = this.context.flow.journal().poll(this.call, cx.waker());
+        match poll {
+            CallPoll::Pending => Poll::Pending,
+            CallPoll::Ready(outcome) => this.open(&outcome),
+            CallPoll::Run { attempt, started_at } => {
+                this.run(cx, attempt, started_at);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<'a, T, E> Step<'a, T, E>
+where
+    T: Serialize + DeserializeOwned,
+    E: Serialize + DeserializeOwned + fmt::Debug,
+{
+    /// The outcome as the user's types.
+    fn open(&mut self, outcome: &Outcome) -> Poll<Result<T, E>> {
+        self.done = true;
+        if let Some(outcome) = self.outcome.take() {
+            return Poll::Ready(outcome);
+        }
+        let what = format!("the recorded outcome of step {:?}", self.spec.name);
+        let result = match outcome.phase {
+            Phase::Failed => codec::decode(&what, &outcome.payload).map(Err),
+            _ => codec::decode(&what, &outcome.payload).map(Ok),
+        };
+        match result {
+            Ok(result) => Poll::Ready(result),
+            Err(error) => {
+                let message = format!(
+                    "{error}; give the changed type the old form, or give the flow a new version and let workers \
+                     with the old code finish what is under way"
+                );
+                self.context.flow.halt(Halt::Stall(message));
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Polls the body of the running attempt, and records what became of it.
+    fn run(&mut self, cx: &mut task::Context<'_>, number: u32, started_at: Timestamp) {
+        if self.attempt.as_ref().is_none_or(|attempt| attempt.number != number) {
+            match self.begin(number, started_at) {
+                Ok(attempt) => self.attempt = Some(attempt),
+                Err(error) => return self.trouble(number, error),
+            }
+        }
+        let Some(attempt) = &mut self.attempt else { return };
+        let _span = attempt.span.clone().entered();
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let Attempt { context, body, .. } = attempt;
+            context.enter(|| body.as_mut().poll(cx))
+        }));
+        match polled {
+            Ok(Poll::Ready(result)) => {
+                self.end_attempt();
+                self.finish(number, result);
+            }
+            Ok(Poll::Pending) => {
+                let timeout = attempt.timeout.as_mut().map(|timeout| timeout.as_mut().poll(cx));
+                if let (Some(Poll::Ready(())), Some(limit)) = (timeout, self.spec.timeout) {
+                    self.end_attempt();
+                    self.trouble(number, Error::timeout(&format!("step {:?}", self.spec.name), limit));
+                }
+            }
+            Err(panic) => {
+                self.end_attempt();
+                self.trouble(number, Error::panic(&format!("step {:?}", self.spec.name), &*panic));
+            }
+        }
+    }
+
+    fn begin(&mut self, number: u32, started_at: Timestamp) -> Result<Attempt<'a, T, E>, Error> {
+        let flow = &self.context.flow;
+        let path = flow.journal().path(self.call).cloned().unwrap_or(ergon_storage::CallPath::top(0));
+        let span = tracing::debug_span!("step", name = self.spec.name, path = %path, attempt = number);
+        let step = StepContext { path, attempt: number, draws: AtomicU64::new(0) };
+        let context =
+            Context { flow: Arc::clone(flow), place: Place::Step(self.call), step: Some(Arc::new(step)) };
+        let timeout = self.spec.timeout.map(|limit| {
+            let clock = &flow.env.clock;
+            clock.sleep_until(started_at.saturating_add(limit))
+        });
+        let body = &mut self.body;
+        let body = catch_unwind(AssertUnwindSafe(|| context.enter(body)))
+            .map_err(|panic| Error::panic(&format!("step {:?}", self.spec.name), &*panic))?;
+        tracing::debug!(parent: &span, "step starts");
+        Ok(Attempt { context, number, body, timeout, span })
+    }
+
+    /// Drops the body, within its context: what it made is dropped with it.
+    fn end_attempt(&mut self) {
+        if let Some(Attempt { context, body, .. }) = self.attempt.take() {
+            let dropped = catch_unwind(AssertUnwindSafe(|| context.enter(|| drop(body))));
+            if dropped.is_err() {
+                tracing::warn!(step = self.spec.name, "a value of the step's body panicked when it was dropped");
+            }
+        }
+    }
+
+    /// The body returned.
+    fn finish(&mut self, number: u32, result: Result<T, E>) {
+        let name = self.spec.name;
+        let limit = self.context.flow.env.payload_bytes_max;
+        match result {
+            Ok(value) => {
+                let encoded = catch_unwind(AssertUnwindSafe(|| {
+                    codec::encode_exact(&format!("the outcome of step {name:?}"), &value, limit)
+                }));
+                match encoded {
+                    Ok(Ok(payload)) => self.record(Phase::Completed, payload, Ok(value)),
+                    Ok(Err(error)) => self.trouble(number, error),
+                    Err(panic) => self.trouble(number, Error::panic(&format!("step {name:?}"), &*panic)),
+                }
+            }
+            Err(error) => {
+                let retryable = self.caps.is_retryable.is_none_or(|is_retryable| is_retryable(&error));
+                let text = format!("{error:?}");
+                if retryable && self.again(number, &Error::new(text.clone())) {
+                    return;
+                }
+                self.fail(number, error, &text);
+            }
+        }
+    }
+
+    /// The attempt failed for a reason that the body did not return.
+    fn trouble(&mut self, number: u32, error: Error) {
+        if error.is_retryable() && self.again(number, &error) {
+            return;
+        }
+        match self.caps.from_error {
+            Some(from_error) => {
+                let text = error.to_string();
+                self.fail(number, from_error(error), &text);
+            }
+            None => self.context.flow.halt(Halt::Fault(error)),
+        }
+    }
+
+    /// Arranges for another attempt, if the policy has one.
+    fn again(&mut self, number: u32, error: &Error) -> bool {
+        let flow = &self.context.flow;
+        let seed = fingerprint(&(flow.id.as_str(), self.call_text(), number), Sequences::Ordered).unwrap_or(0);
+        // The upper 53 bits as a fraction: exact in a double.
+        #[allow(clippy::cast_precision_loss)]
+        let chance = (seed >> 11) as f64 / (1_u64 << 53) as f64;
+        let Some(delay) = self.spec.retry.delay_after(number, chance) else { return false };
+        let now = flow.env.clock.now();
+        let retry_at = now.saturating_add(delay);
+        tracing::info!(flow = %flow.id, step = self.spec.name, attempt = number, %error, ?delay, "step failed, will be tried again");
+        let payload = serde_json::to_vec(error).unwrap_or_default();
+        flow.journal().attempt_failed(self.call, payload.into(), retry_at, now);
+        true
+    }
+
+    fn call_text(&self) -> String {
+        self.context.flow.journal().path(self.call).map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// The step has failed for good.
+    fn fail(&mut self, number: u32, error: E, text: &str) {
+        let flow = &self.context.flow;
+        tracing::info!(flow = %flow.id, step = self.spec.name, attempt = number, error = text, "step failed");
+        let what = format!("the error of step {:?}", self.spec.name);
+        let encoded = catch_unwind(AssertUnwindSafe(|| codec::encode(&what, &error, flow.env.payload_bytes_max)));
+        match encoded {
+            Ok(Ok(payload)) => self.record(Phase::Failed, payload, Err(error)),
+            Ok(Err(encoding)) => flow.halt(Halt::Fault(encoding)),
+            Err(panic) => flow.halt(Halt::Fault(Error::panic(&what, &*panic))),
+        }
+    }
+
+    fn record(&mut self, phase: Phase, payload: Bytes, outcome: Result<T, E>) {
+        let flow = &self.context.flow;
+        let now = flow.env.clock.now();
+        tracing::debug!(flow = %flow.id, step = self.spec.name, ?phase, "step ended");
+        self.outcome = Some(outcome);
+        flow.journal().finish(self.call, phase, payload, now);
+    }
+}
+
+impl<T, E> Drop for Step<'_, T, E> {
+    fn drop(&mut self) {
+        if let Some(Attempt { context, body, .. }) = self.attempt.take() {
+            context.enter(|| drop(body));
+        }
+        if !self.done {
+            self.context.flow.journal().drop_call(self.call);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Durable timers.
+
+use std::{
+    future::Future,
+    panic::Location,
+    pin::Pin,
+    sync::Arc,
+    task::{self, Poll},
+    time::Duration,
+};
+
+use ergon_storage::{CallKind, Record, Timestamp};
+
+use crate::{
+    context::{Context, Halt, invalid},
+    fingerprint::{Sequences, fingerprint},
+    journal::{CallId, CallKey, CallPoll, Due, Spec},
+};
+
+/// A durable timer that is due after `duration`, counted from this call.
+///
+/// The instant is recorded: a restart neither shortens nor prolongs the wait, and a timer that became due while
+/// nothing ran fires at once. It is never early. Works in flows and in steps. A duration of zero is due at once;
+/// one that ends after the year 9999 fails the flow.
+///
+/// # Panics
+///
+/// Outside a flow.
+///
+/// # Cancel safety
+///
+/// Dropping the future gives the timer up.
+#[track_caller]
+pub fn sleep(duration: Duration) -> Sleep {
+    timer("sleep", Due::After(duration), Location::caller())
+}
+
+/// A durable timer that is due at `at`; at once when that has passed.
+///
+/// As [`sleep`] otherwise.
+///
+/// # Panics
+///
+/// Outside a flow.
+#[track_caller]
+pub fn sleep_until(at: impl Into<Timestamp>) -> Sleep {
+    timer("sleep_until", Due::At(at.into()), Location::caller())
+}
+
+/// The same as [`sleep`].
+///
+/// # Panics
+///
+/// Outside a flow.
+#[track_caller]
+pub fn schedule_timer(duration: Duration) -> Sleep {
+    sleep(duration)
+}
+
+/// The same as [`sleep`], under a name of its own in the history; 1 to 255 bytes.
+///
+/// # Panics
+///
+/// Outside a flow.
+#[track_caller]
+pub fn schedule_timer_named(name: &str, duration: Duration) -> Sleep {
+    timer(name, Due::After(duration), Location::caller())
+}
+
+#[track_caller]
+fn timer(name: &str, due: Due, location: &'static Location<'static>) -> Sleep {
+    let context = Context::current("a durable timer");
+    if name.is_empty() || name.len() > Record::NAME_BYTES_MAX {
+        let message = format!("a timer's name has 1 to {} bytes, {name:?} has {}", Record::NAME_BYTES_MAX, name.len());
+        context.flow.halt(Halt::Fault(invalid(message)));
+    }
+    let args_hash = match due {
+        Due::After(duration) => fingerprint(&(0_u8, duration), Sequences::Ordered),
+        Due::At(at) => fingerprint(&(1_u8, at), Sequences::Ordered),
+    };
+    let key = CallKey { kind: CallKind::Timer, name: Arc::from(name), args_hash: args_hash.unwrap_or_default() };
+    let call = context.call(key, Spec::Timer(due), location);
+    Sleep { context, call, done: false }
+}
+
+/// The future of [`sleep`].
+#[derive(Debug)]
+#[must_use = "a timer does nothing unless it is awaited"]
+pub struct Sleep {
+    context: Context,
+    call: CallId,
+    done: bool,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        let poll = this.context.flow.journal().poll(this.call, cx.waker());
+        match poll {
+            CallPoll::Ready(_) => {
+                this.done = true;
+                Poll::Ready(())
+            }
+            CallPoll::Pending | CallPoll::Run { .. } => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if !self.done {
+            self.context.flow.journal().drop_call(self.call);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+use ergon::{flow, flow_type};
+
+#[flow_type]
+struct Order;
+
+#[flow_type]
+impl Order {
+    #[flow]
+    async fn run(&self) {}
+}
+
+fn main() {}

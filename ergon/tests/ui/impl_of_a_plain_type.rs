@@ -1,0 +1,13 @@
+use ergon::{flow, flow_type};
+
+struct Order;
+
+#[flow_type]
+impl Order {
+    #[flow]
+    async fn run(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+fn main() {}

@@ -1,0 +1,19 @@
+use ergon::{flow, flow_type};
+
+#[flow_type]
+struct Order;
+
+#[flow_type]
+impl Order {
+    #[flow]
+    async fn run(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    #[flow]
+    async fn undo(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+fn main() {}

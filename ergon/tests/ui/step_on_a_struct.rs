@@ -1,0 +1,6 @@
+use ergon::step;
+
+#[step]
+struct Charge;
+
+fn main() {}

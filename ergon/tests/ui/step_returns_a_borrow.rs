@@ -1,0 +1,8 @@
+use ergon::step;
+
+#[step]
+async fn fetch(url: &str) -> Result<&str, String> {
+    Ok(url)
+}
+
+fn main() {}

@@ -1,0 +1,8 @@
+use ergon::step;
+
+#[step]
+async fn fetch(url: String) -> Option<String> {
+    Some(url)
+}
+
+fn main() {}
