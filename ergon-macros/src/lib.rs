@@ -160,7 +160,7 @@ pub fn flow(args: TokenStream, item: TokenStream) -> TokenStream {
 /// | option | meaning | if left out |
 /// |---|---|---|
 /// | `name = "charge-card"` | what the step is called in the log; 1 to 128 bytes, one of its kind in a flow type | the method's name |
-/// | `retry…` | which failed attempts are followed by another, see [below](#retries) | the default policy |
+/// | `retry…` | which failed attempts are followed by another, see [below](#retries) | `RetryPolicy::STANDARD` |
 /// | `timeout = "10s"` | how long one attempt may take | no limit |
 /// | `blocking` | a plain `fn` that blocks its thread, see [below](#blocking-steps) | an `async fn` |
 ///
