@@ -1,0 +1,275 @@
+//! The log in an SQLite file.
+//!
+//! [`writer`] is the heart: one thread that owns the writing connection and commits whatever waits in one
+//! transaction. The transitions themselves are plain functions on an open transaction, by what they are about:
+//! [`queue`], [`run`], [`mailbox`], [`outside`], [`upkeep`]. [`read`] answers questions on connections of its
+//! own, [`schema`] is what the file looks like, [`wal_watch`] hears of other processes.
+
+mod error;
+mod lanes;
+mod mailbox;
+mod options;
+mod outside;
+mod queue;
+mod read;
+mod readers;
+mod row;
+mod run;
+mod schema;
+#[macro_use]
+mod statements;
+mod upkeep;
+mod wal_watch;
+mod writer;
+
+use std::{
+    fmt, mem,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::options::{Durability, SqliteOptions};
+use self::{
+    error::{Outcome, stopped},
+    read::Reading,
+    readers::Readers,
+    wal_watch::WalWatch,
+    writer::{Environment, Request, Tx},
+};
+use crate::{
+    Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, Committed, Count, Cursor, Enqueued, ExecutionLog, Filter,
+    FlowId, FlowPage, FlowRecord, Lease, LeaseState, Limits, Message, NewFlow, NewMessage, PrunePolicy, Record, Result,
+    Retried, Sent, Topic, Watch, WatchHub,
+};
+
+/// An [`ExecutionLog`] in an SQLite file.
+///
+/// Clones share the same log. Any number of processes may open the same file, on one machine: their commits wait
+/// for each other, and each hears of the others' by watching the file's write-ahead log (where the system cannot
+/// watch files, by looking at it once a second). Dropping the last handle waits until what was asked is written
+/// and the file is closed.
+///
+/// An answered call survives the end of the process; see [`Durability`] for power cuts.
+///
+/// # Examples
+///
+/// ```
+/// use ergon_storage::{Enqueued, ExecutionLog, FlowId, NewFlow, SqliteExecutionLog};
+///
+/// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+/// let directory = tempfile::tempdir()?;
+/// let path = directory.path().join("orders.db");
+/// let order = NewFlow::new(FlowId::new("order-7")?, "Order", 1, &b"{}"[..]);
+///
+/// let log = SqliteExecutionLog::open(&path).await?;
+/// assert_eq!(log.enqueue(vec![order.clone()]).await?, [Enqueued::Created]);
+/// drop(log);
+///
+/// let log = SqliteExecutionLog::open(&path).await?;
+/// assert_eq!(log.enqueue(vec![order]).await?, [Enqueued::Existing { same: true }]);
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct SqliteExecutionLog {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: Option<PathBuf>,
+    clock: Arc<dyn Clock>,
+    limits: Limits,
+    hub: WatchHub,
+    // Ends in this order: nobody pokes the writer, nobody reads, then the writer closes the file.
+    watch: Option<WalWatch>,
+    readers: Option<Readers>,
+    inbox: mpsc::Sender<Request>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl SqliteExecutionLog {
+    /// Opens the log in this file, or makes it; see [`SqliteOptions`] for more.
+    ///
+    /// # Errors
+    ///
+    /// As [`SqliteOptions::open`].
+    pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        SqliteOptions::new(path).open().await
+    }
+
+    /// Opens an empty log in the memory of this process.
+    ///
+    /// # Errors
+    ///
+    /// As [`SqliteOptions::open`].
+    pub async fn open_in_memory() -> Result<Self> {
+        SqliteOptions::in_memory().open().await
+    }
+
+    /// The file; `None` for a log in memory.
+    pub fn path(&self) -> Option<&Path> {
+        self.inner.path.as_deref()
+    }
+
+    async fn start(options: SqliteOptions) -> Result<Self> {
+        let (inbox, requests) = mpsc::channel(writer::INBOX_JOBS_MAX);
+        let (opened, outcome) = oneshot::channel();
+        let looking = Arc::new(AtomicBool::new(false));
+        let hub = WatchHub::new();
+        let SqliteOptions { path, clock, limits, busy_timeout, .. } = options.clone();
+        let environment = Environment {
+            clock: Arc::clone(&clock),
+            limits: limits.clone(),
+            hub: hub.clone(),
+            looking: Arc::clone(&looking),
+        };
+        let thread = thread::Builder::new().name("ergon-sqlite-write".into());
+        let writer = thread.spawn(move || writer::run(&options, &environment, requests, opened));
+        let writer = writer.map_err(readers::no_thread)?;
+        outcome.await.unwrap_or_else(|_| Err(stopped()))?;
+        let (readers, watch) = match &path {
+            Some(path) => {
+                (Some(Readers::start(path, busy_timeout)?), WalWatch::start(path, inbox.downgrade(), looking))
+            }
+            None => (None, None),
+        };
+        Ok(Self { inner: Arc::new(Inner { path, clock, limits, hub, watch, readers, inbox, writer: Some(writer) }) })
+    }
+
+    async fn write<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Fn(&mut Tx<'_, '_>) -> Outcome<T> + Send + 'static,
+    {
+        writer::submit(&self.inner.inbox, work).await
+    }
+
+    async fn read<T, F>(&self, question: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Fn(&mut Reading<'_>) -> Outcome<T> + Send + 'static,
+    {
+        match &self.inner.readers {
+            Some(readers) => readers.ask(question).await,
+            // A log in memory has one connection only.
+            None => self.write(move |tx| question(&mut Reading { conn: tx.conn, lanes: tx.lanes })).await,
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        drop(self.watch.take());
+        drop(self.readers.take());
+        // The writer ends when all senders are gone: this is the last.
+        drop(mem::replace(&mut self.inbox, mpsc::channel(1).0));
+        if self.writer.take().is_some_and(|writer| writer.join().is_err()) {
+            tracing::error!("the writer of the execution log has panicked");
+        }
+    }
+}
+
+impl fmt::Debug for SqliteExecutionLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteExecutionLog").field("path", &self.inner.path).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl ExecutionLog for SqliteExecutionLog {
+    fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.inner.clock)
+    }
+
+    fn limits(&self) -> Limits {
+        self.inner.limits.clone()
+    }
+
+    fn watch(&self, topic: Topic) -> Watch {
+        self.inner.hub.watch(topic)
+    }
+
+    async fn enqueue(&self, flows: Vec<NewFlow>) -> Result<Vec<Enqueued>> {
+        self.write(move |tx| queue::enqueue(tx, &flows)).await
+    }
+
+    async fn claim(&self, request: ClaimRequest) -> Result<Claimed> {
+        self.write(move |tx| queue::claim(tx, &request)).await
+    }
+
+    async fn heartbeat(&self, leases: &[Lease], lease: Duration) -> Result<Vec<LeaseState>> {
+        let leases = leases.to_vec();
+        self.write(move |tx| queue::heartbeat(tx, &leases, lease)).await
+    }
+
+    async fn release(&self, lease: &Lease) -> Result<()> {
+        let lease = lease.clone();
+        self.write(move |tx| queue::release(tx, &lease)).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Committed> {
+        self.inner.limits.check_commit(&commit)?;
+        self.write(move |tx| run::commit(tx, &commit)).await
+    }
+
+    async fn send(&self, message: NewMessage) -> Result<Sent> {
+        self.inner.limits.check_message(&message)?;
+        self.write(move |tx| mailbox::send(tx, &message)).await
+    }
+
+    async fn cancel(&self, flow: &FlowId, reason: &str) -> Result<Cancelled> {
+        // The reason is the payload of the message that the parent receives.
+        self.inner.limits.check_payload("the reason", reason.len()).map_err(|error| error.with_flow(flow))?;
+        let (flow, reason) = (flow.clone(), reason.to_owned());
+        self.write(move |tx| outside::cancel(tx, &flow, &reason)).await
+    }
+
+    async fn retry(&self, flow: &FlowId) -> Result<Retried> {
+        let flow = flow.clone();
+        self.write(move |tx| outside::retry(tx, &flow)).await
+    }
+
+    async fn reoffer(&self, types: &[(Arc<str>, u32)], build: &str) -> Result<u64> {
+        let (types, build) = (types.to_vec(), build.to_owned());
+        self.write(move |tx| outside::reoffer(tx, &types, &build)).await
+    }
+
+    async fn flow(&self, flow: &FlowId) -> Result<Option<FlowRecord>> {
+        let flow = flow.clone();
+        self.read(move |on| read::flow(on, &flow)).await
+    }
+
+    async fn history(&self, flow: &FlowId, after: u32, limit: usize) -> Result<Vec<Record>> {
+        let flow = flow.clone();
+        self.read(move |on| read::history(on, &flow, after, limit)).await
+    }
+
+    async fn messages(&self, flow: &FlowId, channels: &[Channel], after: u32, limit: usize) -> Result<Vec<Message>> {
+        let (flow, channels) = (flow.clone(), channels.to_vec());
+        self.read(move |on| read::messages(on, &flow, &channels, after, limit)).await
+    }
+
+    async fn list(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Result<FlowPage> {
+        let filter = filter.clone();
+        self.read(move |on| read::list(on, &filter, after, limit)).await
+    }
+
+    async fn counts(&self) -> Result<Vec<Count>> {
+        self.read(read::counts).await
+    }
+
+    async fn prune(&self, policy: &PrunePolicy) -> Result<u64> {
+        let policy = policy.clone();
+        self.write(move |tx| upkeep::prune(tx, &policy)).await
+    }
+
+    async fn delete(&self, flow: &FlowId) -> Result<bool> {
+        let flow = flow.clone();
+        self.write(move |tx| upkeep::delete(tx, &flow)).await
+    }
+}

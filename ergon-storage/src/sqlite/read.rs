@@ -1,0 +1,161 @@
+//! Answers to questions; nothing here changes the log.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, OptionalExtension, params, params_from_iter, types::Value};
+
+use super::{
+    error::{Fault, Outcome},
+    lanes::Lanes,
+    row::{self, INPUT, RESULT, SEQ_LAST, slot},
+    statements::{CHANNEL_MESSAGES, FLOW_BY_ID, FLOWS, KEY_BY_ID, MESSAGES, PAYLOAD, RECORDS},
+};
+use crate::{
+    Channel, Count, Cursor, Error, Filter, FlowId, FlowPage, FlowRecord, FlowState, Message, Record, Timestamp,
+};
+
+/// A connection to read with, within a read transaction.
+pub(super) struct Reading<'r> {
+    pub(super) conn: &'r Connection,
+    pub(super) lanes: &'r mut Lanes,
+}
+
+pub(super) fn flow(on: &mut Reading<'_>, id: &FlowId) -> Outcome<Option<FlowRecord>> {
+    let mut statement = on.conn.prepare_cached(FLOW_BY_ID)?;
+    let mut rows = statement.query([id.as_str()])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let flow = row::flow(row, on.conn, on.lanes)?;
+    let mut payload = on.conn.prepare_cached(PAYLOAD)?;
+    let mut payload = |seq| -> Outcome<_> {
+        let mut rows = payload.query([slot(flow.key, seq)])?;
+        rows.next()?.map(|row| row::bytes(row, 0)).transpose()
+    };
+    let input = payload(INPUT)?.ok_or_else(|| Fault::Unreadable(format!("the input of flow {id:?} is missing")))?;
+    let result = payload(RESULT)?.unwrap_or_default();
+    Ok(Some(FlowRecord { info: flow.info, input, result }))
+}
+
+fn key(on: &Reading<'_>, id: &FlowId) -> Outcome<i64> {
+    let key = on.conn.prepare_cached(KEY_BY_ID)?.query_row([id.as_str()], |row| row.get(0)).optional()?;
+    Ok(key.ok_or_else(|| Error::not_found(id))?)
+}
+
+pub(super) fn history(on: &Reading<'_>, id: &FlowId, after: u32, limit: usize) -> Outcome<Vec<Record>> {
+    let key = key(on, id)?;
+    let from = after.saturating_add(1);
+    let to = u32::try_from(limit).unwrap_or(u32::MAX).saturating_add(after).min(Record::SEQ_MAX);
+    if from > to {
+        return Ok(Vec::new());
+    }
+    let mut statement = on.conn.prepare_cached(RECORDS)?;
+    let mut rows = statement.query([slot(key, from), slot(key, to)])?;
+    let mut records = Vec::new();
+    while let Some(row) = rows.next()? {
+        records.push(row::record(row)?);
+    }
+    Ok(records)
+}
+
+pub(super) fn messages(
+    on: &Reading<'_>,
+    id: &FlowId,
+    channels: &[Channel],
+    after: u32,
+    limit: usize,
+) -> Outcome<Vec<Message>> {
+    let key = key(on, id)?;
+    let mut messages = Vec::new();
+    if after >= SEQ_LAST {
+        return Ok(messages);
+    }
+    let (from, to) = (slot(key, after + 1), slot(key, SEQ_LAST));
+    let rows_max = i64::try_from(limit).unwrap_or(i64::MAX);
+    if channels.is_empty() {
+        let mut statement = on.conn.prepare_cached(MESSAGES)?;
+        let mut rows = statement.query([from, to, rows_max])?;
+        while let Some(row) = rows.next()? {
+            messages.push(row::message(row)?);
+        }
+        return Ok(messages);
+    }
+    // The first `limit` of all are among the first `limit` of each.
+    let mut statement = on.conn.prepare_cached(CHANNEL_MESSAGES)?;
+    for channel in channels {
+        let mut rows = statement.query(params![from, to, rows_max, channel.as_str()])?;
+        while let Some(row) = rows.next()? {
+            messages.push(row::message(row)?);
+        }
+    }
+    messages.sort_unstable_by_key(|message| message.seq);
+    messages.dedup_by_key(|message| message.seq);
+    messages.truncate(limit);
+    Ok(messages)
+}
+
+pub(super) fn list(on: &mut Reading<'_>, filter: &Filter, after: Option<Cursor>, limit: usize) -> Outcome<FlowPage> {
+    let after = after.map_or(0, |cursor| i64::try_from(cursor.number()).unwrap_or(i64::MAX));
+    let mut sql = format!("{FLOWS} WHERE key > ?1");
+    let mut values = vec![Value::from(after)];
+    if let Some(parent) = &filter.parent {
+        sql.push_str(" AND parent_id = ?2");
+        values.push(parent.as_str().to_owned().into());
+    }
+    if !filter.states.is_empty() {
+        add_in(&mut sql, "state", filter.states.iter().map(|state| i64::from(state.code())));
+    }
+    if filter.queue.is_some() || filter.flow_type.is_some() {
+        on.lanes.load(on.conn)?;
+        let lanes = on.lanes.keys_where(|lane| {
+            filter.queue.as_ref().is_none_or(|queue| *queue == lane.queue)
+                && filter.flow_type.as_ref().is_none_or(|flow_type| *flow_type == lane.flow_type)
+        });
+        add_in(&mut sql, "lane", lanes.into_iter());
+    }
+    sql.push_str(" ORDER BY key");
+
+    let mut statement = on.conn.prepare_cached(&sql)?;
+    let mut rows = statement.query(params_from_iter(values))?;
+    let mut page = FlowPage::default();
+    let mut last = 0;
+    while let Some(row) = rows.next()? {
+        if page.flows.len() >= limit.max(1) {
+            page.next = Some(Cursor::from_number(last));
+            break;
+        }
+        match row::flow(row, on.conn, on.lanes) {
+            Ok(flow) => {
+                last = flow.key.cast_unsigned();
+                page.flows.push(flow.info);
+            }
+            // It must not hide the others; asked for by its id it gives the error.
+            Err(Fault::Unreadable(what)) => tracing::error!("a flow cannot be read and is not listed: {what}"),
+            Err(fault) => return Err(fault),
+        }
+    }
+    Ok(page)
+}
+
+/// Adds a condition on a column with few values, which are our own numbers.
+pub(super) fn add_in(sql: &mut String, column: &str, values: impl Iterator<Item = i64>) {
+    let values: Vec<String> = values.map(|value| value.to_string()).collect();
+    sql.push_str(&format!(" AND {column} IN ({})", values.join(", ")));
+}
+
+pub(super) fn counts(on: &mut Reading<'_>) -> Outcome<Vec<Count>> {
+    let sql = "SELECT lane, state, count(*), min(CASE WHEN state = 1 THEN due_us END) FROM flows GROUP BY lane, state";
+    let mut statement = on.conn.prepare_cached(sql)?;
+    let mut rows = statement.query([])?;
+    let mut counts = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        // Lanes differ in their priority too.
+        let (Ok(lane), Ok(state)) = (on.lanes.get(on.conn, row.get(0)?), row::state(row, 1)) else { continue };
+        let kind = (lane.queue.clone(), lane.flow_type.clone(), lane.version, state);
+        let (flows, oldest): &mut (u64, Option<i64>) = counts.entry(kind).or_default();
+        *flows += row.get::<_, i64>(2)?.cast_unsigned();
+        *oldest = (*oldest).into_iter().chain(row.get::<_, Option<i64>>(3)?).min();
+    }
+    let count = |((queue, flow_type, version, state), (flows, oldest)): ((_, _, _, FlowState), (u64, Option<i64>))| {
+        Count { queue, flow_type, version, state, flows, oldest_due_at: oldest.map(Timestamp::from_micros) }
+    };
+    Ok(counts.into_iter().map(count).collect())
+}

@@ -1,0 +1,270 @@
+//! Opening a file: whose it is, which version it has, and the way to the present one.
+
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+
+use super::{
+    error::from_sqlite,
+    options::{Create, Durability},
+};
+use crate::{Error, ErrorKind, Result};
+
+/// Marks a file as ours, in SQLite's header: "Ergn".
+const APPLICATION_ID: i32 = 0x4572_676e;
+
+/// One entry per version of the schema: what leads to it from the one before. Never change one that was released.
+const MIGRATIONS: &[&str] = &[
+    // 1. The flows are the small, hot rows; what is large or written once lies elsewhere, under keys that rise in
+    // the order of time. `k` is the flow's key << 24 | a number within the flow.
+    "CREATE TABLE meta (
+        name TEXT PRIMARY KEY,
+        value INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    -- The greatest key of a flow that was deleted: keys are never used again.
+    INSERT INTO meta VALUES ('key_floor', 0);
+
+    CREATE TABLE lanes (
+        lane INTEGER PRIMARY KEY,
+        queue TEXT NOT NULL,
+        flow_type TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        priority INTEGER NOT NULL,
+        UNIQUE (queue, flow_type, version, priority)
+    ) STRICT;
+
+    CREATE TABLE flows (
+        key INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        lane INTEGER NOT NULL,
+        state INTEGER NOT NULL,
+        -- When it may be claimed: the start, the wake-up or deadline, the end of the lease; null for never.
+        due_us INTEGER,
+        epoch INTEGER NOT NULL DEFAULT 0,
+        -- The last commit under the epoch's lease, and what was answered.
+        commit_number INTEGER NOT NULL DEFAULT 0,
+        commit_answer INTEGER NOT NULL DEFAULT 0,
+        records INTEGER NOT NULL DEFAULT 0,
+        deliveries INTEGER NOT NULL DEFAULT 0,
+        -- The number of the latest message.
+        messages INTEGER NOT NULL DEFAULT 0,
+        deadline_us INTEGER,
+        parent_id TEXT,
+        parent_path TEXT,
+        detached INTEGER NOT NULL DEFAULT 0,
+        created_us INTEGER NOT NULL,
+        start_us INTEGER NOT NULL,
+        started_us INTEGER,
+        finished_us INTEGER,
+        worker TEXT,
+        reason TEXT,
+        -- The build that could not go on; null unless stalled by one.
+        stalled_by TEXT,
+        wake_us INTEGER,
+        wake_channels TEXT
+    ) STRICT;
+    -- One range per lane; flows that are not due yet lie behind the ones that are.
+    CREATE INDEX flows_due ON flows (lane, due_us) WHERE due_us IS NOT NULL;
+    CREATE INDEX flows_parent ON flows (parent_id) WHERE parent_id IS NOT NULL;
+    CREATE INDEX flows_finished ON flows (finished_us) WHERE finished_us IS NOT NULL;
+    CREATE INDEX flows_stalled ON flows (lane) WHERE state = 7;
+
+    -- Number 0 is the flow's input, the last number its result.
+    CREATE TABLE records (
+        k INTEGER PRIMARY KEY,
+        at_us INTEGER NOT NULL DEFAULT 0,
+        path TEXT NOT NULL DEFAULT '',
+        kind INTEGER NOT NULL DEFAULT 0,
+        phase INTEGER NOT NULL DEFAULT 0,
+        name TEXT NOT NULL DEFAULT '',
+        args_hash INTEGER NOT NULL DEFAULT 0,
+        attempt INTEGER NOT NULL DEFAULT 0,
+        started_us INTEGER NOT NULL DEFAULT 0,
+        due_us INTEGER,
+        reference TEXT,
+        payload BLOB NOT NULL
+    ) STRICT;
+
+    CREATE TABLE messages (
+        k INTEGER PRIMARY KEY,
+        channel TEXT NOT NULL,
+        at_us INTEGER NOT NULL,
+        outcome INTEGER,
+        reference TEXT,
+        payload BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX messages_channel ON messages (channel, k);
+
+    CREATE TABLE message_keys (
+        flow INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        PRIMARY KEY (flow, key)
+    ) STRICT, WITHOUT ROWID;",
+];
+
+/// The version that this program reads and writes.
+pub(super) fn version() -> i32 {
+    i32::try_from(MIGRATIONS.len()).expect("there are few migrations")
+}
+
+/// How many KiB of pages a connection keeps. More is slower: SQLite walks its cache at every commit.
+const CACHE_KIB: i64 = 8 << 10;
+/// After how many pages the write-ahead log is copied into the file.
+const CHECKPOINT_PAGES: i64 = 8_000;
+/// The pause before the file's mode is asked for again, where SQLite does not wait by itself.
+const MODE_RETRY: Duration = Duration::from_millis(5);
+
+/// Opens the writing connection of a file and brings its schema to the present version.
+pub(super) fn open_writer(path: &Path, create: Create, busy: Duration, durability: Durability) -> Result<Connection> {
+    check_path(path, create)?;
+    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    if create == Create::IfMissing {
+        flags |= OpenFlags::SQLITE_OPEN_CREATE;
+    }
+    let failed = |error| about_file(path, error);
+    let mut conn = Connection::open_with_flags(path, flags).map_err(failed)?;
+    conn.busy_timeout(busy).map_err(failed)?;
+    // Before anything is changed: a file of someone else stays as it is.
+    check_owner(&conn, path)?;
+    if conn.is_readonly(rusqlite::MAIN_DB).map_err(failed)? {
+        return Err(invalid(path, "may only be read, an execution log must be written"));
+    }
+    write_ahead(&conn, busy).map_err(failed)?;
+    configure(&conn, durability).map_err(failed)?;
+    migrate(&mut conn, path)?;
+    Ok(conn)
+}
+
+/// Opens the only connection of a log in memory.
+pub(super) fn open_in_memory() -> Result<Connection> {
+    let failed = |error| from_sqlite("a log in memory could not be opened", error);
+    let mut conn = Connection::open_in_memory().map_err(failed)?;
+    configure(&conn, Durability::Normal).map_err(failed)?;
+    migrate(&mut conn, Path::new(":memory:"))?;
+    Ok(conn)
+}
+
+/// Opens a connection that only reads.
+pub(super) fn open_reader(path: &Path, busy: Duration) -> rusqlite::Result<Connection> {
+    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    conn.busy_timeout(busy)?;
+    conn.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    Ok(conn)
+}
+
+fn configure(conn: &Connection, durability: Durability) -> rusqlite::Result<()> {
+    conn.pragma_update(
+        None,
+        "synchronous",
+        match durability {
+            Durability::Full => "FULL",
+            Durability::Normal => "NORMAL",
+        },
+    )?;
+    conn.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    conn.pragma_update(None, "foreign_keys", "OFF")?;
+    conn.pragma_update(None, "temp_store", "MEMORY")?;
+    conn.query_row(&format!("PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}"), [], |_| Ok(()))?;
+    conn.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}
+
+/// Refuses a path that cannot be a log, with words that SQLite does not have.
+fn check_path(path: &Path, create: Create) -> Result<()> {
+    if path.as_os_str().is_empty() {
+        return Err(Error::new(ErrorKind::Invalid, "an execution log needs the path of its file, this one is empty"));
+    }
+    if path.is_dir() {
+        return Err(invalid(path, "is a directory, an execution log is a file"));
+    }
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
+        && !directory.is_dir()
+    {
+        let what = if directory.exists() { "is not a directory" } else { "does not exist" };
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            format!("the directory {} of the execution log {} {what}", directory.display(), path.display()),
+        ));
+    }
+    if create == Create::Never && !path.exists() {
+        return Err(invalid(path, "does not exist, and the options say not to create it"));
+    }
+    // Root may write everything, so this is asked of the mode and not left to SQLite.
+    if path.metadata().is_ok_and(|metadata| metadata.permissions().readonly()) {
+        return Err(invalid(path, "may only be read, an execution log must be written"));
+    }
+    Ok(())
+}
+
+fn invalid(path: &Path, what: &str) -> Error {
+    Error::new(ErrorKind::Invalid, format!("{} {what}", path.display()))
+}
+
+fn about_file(path: &Path, error: rusqlite::Error) -> Error {
+    let path = path.display();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => {
+            Error::new(ErrorKind::Corrupt, format!("{path} is not an SQLite database")).with_source(error)
+        }
+        _ => from_sqlite(format!("the execution log {path} could not be opened"), error),
+    }
+}
+
+/// Whose file this is: nobody's yet, or ours in a version that this program knows.
+fn check_owner(conn: &Connection, path: &Path) -> Result<i32> {
+    let read = || -> rusqlite::Result<(i32, i32, i64)> {
+        let header = |pragma| conn.pragma_query_value(None, pragma, |row| row.get(0));
+        let tables = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        Ok((header("application_id")?, header("user_version")?, tables))
+    };
+    let (owner, found, tables) = read().map_err(|error| about_file(path, error))?;
+    let (path, known) = (path.display(), version());
+    match (owner, found) {
+        (0, 0) if tables == 0 => Ok(0),
+        (APPLICATION_ID, 1..) if found <= known => Ok(found),
+        (APPLICATION_ID, _) => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "the execution log {path} has schema version {found}, this program knows versions 1 to {known}; \
+                 use a newer build of this program, or another file"
+            ),
+        )),
+        _ => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("{path} is the SQLite database of another program; give the execution log a file of its own"),
+        )),
+    }
+}
+
+/// Sets the file's mode. Two processes that do so at once are told apart by SQLite without waiting.
+fn write_ahead(conn: &Connection, busy: Duration) -> rusqlite::Result<()> {
+    let until = Instant::now() + busy;
+    loop {
+        match conn.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0)) {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && Instant::now() < until => {
+                thread::sleep(MODE_RETRY);
+            }
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// Goes from the file's version to the present one, in one transaction.
+fn migrate(conn: &mut Connection, path: &Path) -> Result<()> {
+    let failed = |error| about_file(path, error);
+    let transaction = Transaction::new(conn, TransactionBehavior::Immediate).map_err(failed)?;
+    // Looked at again under the lock: another process may have been here meanwhile.
+    let found = usize::try_from(check_owner(&transaction, path)?).unwrap_or(0);
+    for migration in &MIGRATIONS[found..] {
+        transaction.execute_batch(migration).map_err(failed)?;
+    }
+    if found < MIGRATIONS.len() {
+        transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
+        transaction.pragma_update(None, "user_version", version()).map_err(failed)?;
+    }
+    transaction.commit().map_err(failed)
+}

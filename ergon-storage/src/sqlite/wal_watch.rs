@@ -1,0 +1,88 @@
+//! Hearing of the commits of other processes.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use notify::{Config, EventHandler, EventKind, PollWatcher, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+
+use super::writer::Request;
+
+/// The pause after an event, in which the system merges the next ones: under load the file changes all the time.
+const NAP: Duration = Duration::from_millis(2);
+/// How often the file is looked at where the system does not tell of changes.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Asks the writer to look whenever the write-ahead log changes. Nothing happens while nobody writes.
+pub(super) struct WalWatch {
+    _watcher: Box<dyn Watcher + Send + Sync>,
+}
+
+impl WalWatch {
+    /// Watches the write-ahead log of a file. `None`, after a warning, when the system has no way to: then other
+    /// processes' commits are found by whoever looks.
+    pub(super) fn start(file: &Path, inbox: mpsc::WeakSender<Request>, looking: Arc<AtomicBool>) -> Option<Self> {
+        let log = log_of(file);
+        let poked = Poke { inbox, looking };
+        let told = watch::<RecommendedWatcher>(&log, poked.clone(), Config::default());
+        let watcher = told.or_else(|error| {
+            tracing::debug!(%error, "the write-ahead log is looked at now and then");
+            watch::<PollWatcher>(&log, poked, Config::default().with_poll_interval(POLL_INTERVAL))
+        });
+        match watcher {
+            Ok(watcher) => Some(Self { _watcher: watcher }),
+            Err(error) => {
+                tracing::warn!(%error, log = %log.display(), "commits of other processes are not noticed at once");
+                None
+            }
+        }
+    }
+}
+
+fn watch<W: Watcher + Send + Sync + 'static>(
+    log: &Path,
+    poke: Poke,
+    config: Config,
+) -> notify::Result<Box<dyn Watcher + Send + Sync>> {
+    let mut watcher = W::new(poke, config)?;
+    watcher.watch(log, RecursiveMode::NonRecursive)?;
+    Ok(Box::new(watcher))
+}
+
+/// SQLite's name for the write-ahead log of a file. It stays in place while a connection is open.
+fn log_of(file: &Path) -> PathBuf {
+    let mut name = OsString::from(file);
+    name.push("-wal");
+    name.into()
+}
+
+#[derive(Clone)]
+struct Poke {
+    // Weak, so that the watch does not keep the writer alive.
+    inbox: mpsc::WeakSender<Request>,
+    looking: Arc<AtomicBool>,
+}
+
+impl EventHandler for Poke {
+    fn handle_event(&mut self, event: notify::Result<notify::Event>) {
+        if event.is_ok_and(|event| matches!(event.kind, EventKind::Access(_))) {
+            return;
+        }
+        if !self.looking.swap(true, Ordering::AcqRel) {
+            let sent = self.inbox.upgrade().is_some_and(|inbox| inbox.try_send(Request::Look).is_ok());
+            if !sent {
+                // A full inbox: the writer looks with every transaction.
+                self.looking.store(false, Ordering::Release);
+            }
+        }
+        thread::sleep(NAP);
+    }
+}
