@@ -8,6 +8,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{codec, error::Error, retry::Retryable};
 
 /// A type whose values can be recorded as the input of a flow. Implemented by `#[flow_type]` on a struct.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a flow type",
+    label = "put `#[flow_type]` on the struct too",
+    note = "`#[flow_type]` goes on the struct and on its impl block"
+)]
 pub trait FlowType: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The name under which its flows are recorded. Renaming the Rust type is safe as long as this stays.
     const NAME: &'static str;
@@ -16,6 +21,11 @@ pub trait FlowType: Serialize + DeserializeOwned + Send + Sync + 'static {
 }
 
 /// A durable flow. Implemented by `#[flow_type]` on the type's impl block.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a flow",
+    label = "has no `#[flow]` method",
+    note = "put `#[flow_type]` on an impl block of it that has one `#[flow] async fn`"
+)]
 pub trait Flow: FlowType {
     /// What it results in.
     type Output: Serialize + DeserializeOwned + Send + 'static;
@@ -38,6 +48,10 @@ pub trait Flow: FlowType {
 }
 
 /// The two sides of a `Result`, however it is spelled.
+#[diagnostic::on_unimplemented(
+    message = "flows and steps return a `Result`, not `{Self}`",
+    label = "must be `Result<T, E>`, for instance `ergon::Result<T>`"
+)]
 pub trait Outcome {
     /// The type of its `Ok`.
     type Ok;

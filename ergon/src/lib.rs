@@ -3,26 +3,41 @@ extern crate self as ergon;
 mod child;
 mod codec;
 mod context;
+mod drive;
 mod error;
+mod executor;
 mod fingerprint;
 mod flow;
+mod handle;
 mod journal;
 mod machine;
 mod retry;
+mod scheduler;
 mod signal;
 mod step;
+mod timeline;
 mod timer;
+mod worker;
+
+pub mod prelude;
 
 pub use child::{Child, ChildHandle, Detached, child};
 pub use context::{attempt, flow_id, idempotency_key, now, random, state, uuid};
 pub use error::{Error, ErrorKind, Result};
 pub use ergon_macros::{flow, flow_type, step};
-pub use ergon_storage::{self as storage, FlowId, FlowState, InMemoryExecutionLog, Timestamp};
+#[cfg(feature = "sqlite")]
+pub use ergon_storage::SqliteExecutionLog;
+pub use ergon_storage::{self as storage, Error as StorageError, FlowId, FlowState, InMemoryExecutionLog, Timestamp};
+pub use executor::{Executor, Running};
 pub use flow::{Flow, FlowType};
+pub use handle::{FlowError, FlowHandle};
 pub use retry::{RetryPolicy, Retryable};
+pub use scheduler::{Entry, Scheduler, Scheduling};
 pub use signal::{SIGNAL_NAME_BYTES_MAX, Signal, SignalTimeout, await_external_signal, signal};
 pub use step::Step;
+pub use timeline::{CallSummary, History};
 pub use timer::{Sleep, schedule_timer, schedule_timer_named, sleep, sleep_until};
+pub use worker::{StartError, Worker, WorkerHandle};
 
 /// What the macros expand to. Not for direct use; may change in any release.
 #[doc(hidden)]

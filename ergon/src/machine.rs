@@ -12,6 +12,7 @@ use std::{
     task::{self, Poll, Wake, Waker},
 };
 
+use ergon_storage::FlowInfo;
 use futures::task::AtomicWaker;
 
 use crate::{
@@ -71,6 +72,12 @@ impl Machine {
 
     pub(crate) fn flow(&self) -> &Arc<FlowContext> {
         &self.context.flow
+    }
+
+    /// True when this machine is where the log says that the flow is.
+    pub(crate) fn fits(&self, info: &FlowInfo) -> bool {
+        let flow = &self.context.flow;
+        flow.created_at == info.created_at && flow.journal().seq() == info.records
     }
 
     /// Ready when the flow was woken since the last pass; the task of `cx` is woken when it is.

@@ -66,10 +66,13 @@ impl RetryPolicy {
         self
     }
 
-    /// The delay after the first failed attempt.
+    /// The delay after the first failed attempt; raises the longest delay to it if that is shorter.
     #[must_use]
     pub const fn backoff(mut self, backoff: Duration) -> Self {
         self.backoff = backoff;
+        if self.max_backoff.as_nanos() < backoff.as_nanos() {
+            self.max_backoff = backoff;
+        }
         self
     }
 

@@ -101,6 +101,8 @@ type Body<'a, T, E> = Box<dyn FnMut() -> BoxFuture<'a, Result<T, E>> + Send + 'a
 #[track_caller]
 pub fn step<'a, T, E, F>(spec: &'static StepSpec, hash: ArgsHash, caps: ErrorCaps<E>, body: F) -> Step<'a, T, E>
 where
+    T: Serialize + DeserializeOwned,
+    E: Serialize + DeserializeOwned + fmt::Debug,
     F: FnMut() -> BoxFuture<'a, Result<T, E>> + Send + 'a,
 {
     let Some(context) = Context::try_current() else { outside(spec.name) };

@@ -17,9 +17,6 @@
 mod history;
 mod scope;
 
-#[cfg(test)]
-mod tests;
-
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     panic::Location,

@@ -1,0 +1,240 @@
+//! Running one flow in the calling task.
+
+use std::{
+    future::{Future, IntoFuture},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use ergon_storage::{
+    ClaimRequest, ClaimTarget, Enqueued, ErrorKind, ExecutionLog, FlowId, LeaseState, NewFlow, Topic,
+};
+
+use crate::{
+    StorageError,
+    context::{Env, States},
+    drive::{Control, Drive, DriveOptions, Driven, load},
+    flow::{Flow, FlowDef},
+    handle::{FlowError, FlowHandle},
+    machine::Machine,
+    scheduler::Entry,
+    worker::build_id,
+};
+
+/// Runs a flow in the calling task, recorded like any other, without a queue.
+///
+/// Running an id again takes up the flow where it was, or returns its recorded result. While the flow waits, the
+/// calling task waits. Child flows go to their queues and need a [`Worker`](crate::Worker).
+///
+/// # Examples
+///
+/// ```
+/// use ergon::prelude::*;
+///
+/// #[flow_type]
+/// struct Sum { numbers: Vec<u32> }
+///
+/// #[flow_type]
+/// impl Sum {
+///     #[flow]
+///     async fn run(&self) -> ergon::Result<u32> {
+///         let mut sum = 0;
+///         for number in &self.numbers {
+///             sum = self.add(sum, *number).await?;
+///         }
+///         Ok(sum)
+///     }
+///
+///     #[step]
+///     async fn add(&self, sum: u32, number: u32) -> ergon::Result<u32> {
+///         Ok(sum + number)
+///     }
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let executor = Executor::new(InMemoryExecutionLog::new());
+/// let sum = executor.run(Sum { numbers: vec![1, 2, 3] }).id("sum-1").await?;
+/// assert_eq!(sum, 6);
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Executor {
+    log: Arc<dyn ExecutionLog>,
+    states: States,
+    lease: Duration,
+    options: DriveOptions,
+}
+
+impl Executor {
+    /// The queue that flows of executors are in, which no worker should claim.
+    pub const QUEUE: &'static str = "ergon.executor";
+
+    /// An executor on this log.
+    pub fn new(log: impl ExecutionLog) -> Self {
+        Self {
+            log: Arc::new(log),
+            states: States::default(),
+            lease: Duration::from_secs(5),
+            options: DriveOptions {
+                moment: Duration::from_secs(60),
+                patience: Duration::from_secs(1),
+                build: build_id(),
+            },
+        }
+    }
+
+    /// Gives flows and steps a value that they reach with [`state`](crate::state).
+    #[must_use]
+    pub fn with_state<T: Send + Sync + 'static>(mut self, state: T) -> Self {
+        self.states.insert(state);
+        self
+    }
+
+    /// How long a flow stays reserved for this process after it died; 5 s by default. It is renewed at a third.
+    #[must_use]
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// Names the build, as [`Worker::build`](crate::Worker::build).
+    #[must_use]
+    pub fn build(mut self, build: impl Into<Arc<str>>) -> Self {
+        self.options.build = build.into();
+        self
+    }
+
+    /// Runs a flow to its end: await what this returns, perhaps after giving it an id.
+    pub fn run<F: Flow>(&self, flow: F) -> Running<'_, F> {
+        Running { executor: self, entry: Entry::new(flow).queue(Self::QUEUE) }
+    }
+
+    async fn execute<F: Flow>(&self, new: NewFlow) -> Result<F::Output, FlowError<F::Error>> {
+        let id = new.id.clone();
+        if let Some(Enqueued::Existing { same: false }) = self.log.enqueue(vec![new]).await?.first() {
+            let message = "there is a flow of this id with another type or value; choose another id";
+            return Err(StorageError::new(ErrorKind::Conflict, message).with_flow(&id).into());
+        }
+        let handle = FlowHandle::<F::Output, F::Error>::new(Arc::clone(&self.log), id.clone(), false);
+        let env = Arc::new(Env {
+            clock: self.log.clock(),
+            states: self.states.clone(),
+            payload_bytes_max: self.log.limits().payload_bytes_max,
+        });
+        let def = FlowDef::of::<F>();
+        let mut watch = self.log.watch(Topic::Flow(id.clone()));
+        let mut parked = None;
+        loop {
+            let next_due_at = self.turn(&env, &def, &id, &mut parked).await?;
+            if let Some(result) = handle.try_result().await.transpose() {
+                return result;
+            }
+            let fallback = tokio::time::sleep(Duration::from_secs(5));
+            match next_due_at {
+                Some(due) => tokio::select! {
+                    () = self.log.clock().sleep_until(due) => {}
+                    () = watch.changed() => {}
+                    () = fallback => {}
+                },
+                None => tokio::select! {
+                    () = watch.changed() => {}
+                    () = fallback => {}
+                },
+            }
+        }
+    }
+
+    /// Claims the flow, if it is due, and drives it as far as it gets. Returns when it is due again.
+    async fn turn(
+        &self,
+        env: &Arc<Env>,
+        def: &FlowDef,
+        id: &FlowId,
+        parked: &mut Option<Box<Machine>>,
+    ) -> Result<Option<ergon_storage::Timestamp>, StorageError> {
+        let mut request = ClaimRequest::new("executor", ClaimTarget::Flow(id.clone()));
+        request.lease = self.lease;
+        let mut claimed = self.log.claim(request).await?;
+        let Some(flow) = claimed.flows.pop() else { return Ok(claimed.next_due_at) };
+        let (lease, deadline_at) = (flow.lease.clone(), flow.info.deadline_at);
+        let machine = match parked.take() {
+            Some(machine) if machine.fits(&flow.info) => {
+                machine.flow().journal().receive(flow.messages);
+                machine
+            }
+            _ => Box::new(load(&*self.log, env, def, flow).await?),
+        };
+        let control = Arc::new(Control::default());
+        let drive = Drive::new(
+            Arc::clone(&self.log),
+            lease.clone(),
+            deadline_at,
+            self.options.clone(),
+            Arc::clone(&control),
+            machine,
+        );
+        let renew = async {
+            loop {
+                let clock = self.log.clock();
+                clock.sleep_until(clock.now().saturating_add(self.lease / 3)).await;
+                match self.log.heartbeat(std::slice::from_ref(&lease), self.lease).await.as_deref() {
+                    Ok([LeaseState::Lost | LeaseState::Cancelled]) => control.drop_flow(),
+                    Ok(_) => {}
+                    Err(error) => tracing::warn!(flow = %id, %error, "the lease could not be renewed"),
+                }
+            }
+        };
+        let driven = tokio::select! {
+            driven = drive.run() => driven,
+            () = renew => Driven::Lost,
+        };
+        if let Driven::Suspended(machine) = driven {
+            *parked = Some(machine);
+        }
+        // Look again at once: it may have ended, or be due already.
+        Ok(Some(self.log.clock().now()))
+    }
+}
+
+impl std::fmt::Debug for Executor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Executor").field("states", &self.states).finish_non_exhaustive()
+    }
+}
+
+/// A flow that is about to be run. Await it for its result.
+///
+/// # Errors
+///
+/// [`FlowError`] tells how else the flow ended, or why the log refused it.
+///
+/// # Cancel safety
+///
+/// Dropping the future leaves the flow where it is; running its id again takes it up once its lease has ended.
+#[derive(Debug)]
+#[must_use = "a flow runs when this is awaited"]
+pub struct Running<'a, F> {
+    executor: &'a Executor,
+    entry: Entry<F>,
+}
+
+impl<F: Flow> Running<'_, F> {
+    /// The flow's id; otherwise a new UUID version 7.
+    pub fn id(mut self, id: impl Into<String>) -> Self {
+        self.entry = self.entry.id(id);
+        self
+    }
+}
+
+impl<'a, F: Flow> IntoFuture for Running<'a, F> {
+    type Output = Result<F::Output, FlowError<F::Error>>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send + 'a>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let executor = self.executor;
+        let new = self.entry.into_new_flow(executor.log.limits().payload_bytes_max);
+        Box::pin(async move { executor.execute::<F>(new?).await })
+    }
+}

@@ -1,0 +1,158 @@
+//! The history of a flow, to be read by people.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use ergon_storage::{CallKind, CallPath, ExecutionLog, FlowId, FlowInfo, Phase, Record, Timestamp};
+
+use crate::StorageError;
+
+/// What happened in a flow: its records, and with `{}` a timeline with one line per event.
+///
+/// Times in the timeline are relative to the flow's acceptance.
+#[derive(Debug, Clone)]
+pub struct History {
+    /// The flow.
+    pub info: FlowInfo,
+    /// The encoded value of the flow type.
+    pub input: bytes::Bytes,
+    /// Its records, in the order of their numbers.
+    pub records: Vec<Record>,
+    /// The encoded result or error, once there is one.
+    pub result: bytes::Bytes,
+}
+
+impl History {
+    pub(crate) async fn read(log: &dyn ExecutionLog, id: &FlowId) -> Result<Self, StorageError> {
+        const PAGE: usize = 5_000;
+        let flow = log.flow(id).await?.ok_or_else(|| StorageError::not_found(id))?;
+        let mut records: Vec<Record> = Vec::new();
+        loop {
+            let after = records.last().map_or(0, |record| record.seq);
+            let page = log.history(id, after, PAGE).await?;
+            let last = page.len() < PAGE;
+            records.extend(page);
+            if last {
+                break;
+            }
+        }
+        Ok(Self { info: flow.info, input: flow.input, records, result: flow.result })
+    }
+
+    /// The calls of the flow, each with what became of it, in the order in which they were first recorded.
+    pub fn calls(&self) -> Vec<CallSummary> {
+        let mut calls: Vec<CallSummary> = Vec::new();
+        for record in &self.records {
+            let known = calls.iter().rposition(|call| call.path == record.path);
+            let index = known.unwrap_or_else(|| {
+                calls.push(CallSummary {
+                    path: record.path.clone(),
+                    kind: record.kind,
+                    name: Arc::clone(&record.name),
+                    started_at: record.started_at,
+                    ended_at: None,
+                    attempts: 0,
+                    phase: record.phase,
+                });
+                calls.len() - 1
+            });
+            let call = &mut calls[index];
+            call.attempts = call.attempts.max(record.attempt);
+            call.phase = record.phase;
+            if record.phase.is_outcome() {
+                call.ended_at = Some(record.at);
+            }
+        }
+        calls
+    }
+}
+
+/// One call of a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallSummary {
+    /// Its place in the flow.
+    pub path: CallPath,
+    /// What was called.
+    pub kind: CallKind,
+    /// Its name.
+    pub name: Arc<str>,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended, if it has.
+    pub ended_at: Option<Timestamp>,
+    /// For a step how many attempts are recorded; else 0.
+    pub attempts: u32,
+    /// Its last recorded phase.
+    pub phase: Phase,
+}
+
+impl fmt::Display for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let info = &self.info;
+        let began = info.created_at;
+        writeln!(f, "{} {:?} (version {}): {}", info.flow_type, info.id, info.version, info.state)?;
+        writeln!(f, "{:>10}  accepted  {}", "0", excerpt(&self.input))?;
+        for record in &self.records {
+            let at = brief(record.at.since(began));
+            let call = format!("{} {}", record.path, record.name);
+            write!(f, "{at:>10}  {:<7}  {call:<20}  ", record.kind.to_string())?;
+            line(f, record, began)?;
+        }
+        let at = info.finished_at.map_or_else(|| "…".to_owned(), |at| brief(at.since(began)));
+        match &info.reason {
+            Some(reason) => write!(f, "{at:>10}  {}: {reason}", info.state),
+            None if self.result.is_empty() => write!(f, "{at:>10}  {}", info.state),
+            None => write!(f, "{at:>10}  {}  {}", info.state, excerpt(&self.result)),
+        }
+    }
+}
+
+fn line(f: &mut fmt::Formatter<'_>, record: &Record, began: Timestamp) -> fmt::Result {
+    let took = brief(record.at.since(record.started_at));
+    let due = record.due_at.map(|at| brief(at.since(began)));
+    match (record.phase, &due) {
+        (Phase::Pending, Some(due)) => writeln!(f, "waits until {due}"),
+        (Phase::Pending, None) => match &record.reference {
+            Some(child) => writeln!(f, "started {child}"),
+            None => writeln!(f, "waits"),
+        },
+        (Phase::Attempt, _) => {
+            let retry = due.unwrap_or_default();
+            writeln!(f, "attempt {} failed in {took}, again at {retry}: {}", record.attempt, excerpt(&record.payload))
+        }
+        (Phase::Completed, _) if record.kind == CallKind::Timer => writeln!(f, "fired"),
+        (Phase::Completed, _) if record.kind == CallKind::Child && record.payload.is_empty() => {
+            writeln!(f, "started {} on its own", record.reference.as_deref().unwrap_or_default())
+        }
+        (Phase::Completed, _) => {
+            write!(f, "ok in {took}")?;
+            if record.attempt > 1 {
+                write!(f, " at attempt {}", record.attempt)?;
+            }
+            writeln!(f, "  {}", excerpt(&record.payload))
+        }
+        (Phase::Failed, _) if record.kind == CallKind::Signal => writeln!(f, "did not come in time"),
+        (Phase::Failed, _) => writeln!(f, "failed in {took}: {}", excerpt(&record.payload)),
+    }
+}
+
+/// The beginning of a payload, on one line.
+fn excerpt(payload: &[u8]) -> String {
+    const CHARS_MAX: usize = 60;
+    let text = String::from_utf8_lossy(payload);
+    let mut excerpt: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CHARS_MAX).collect();
+    if text.chars().nth(CHARS_MAX).is_some() {
+        excerpt.push('…');
+    }
+    excerpt
+}
+
+/// A duration in at most a handful of characters.
+fn brief(duration: Duration) -> String {
+    let micros = duration.as_micros();
+    match micros {
+        0..1_000 => format!("{micros}us"),
+        1_000..1_000_000 => format!("{:.1}ms", duration.as_secs_f64() * 1e3),
+        1_000_000..120_000_000 => format!("{:.2}s", duration.as_secs_f64()),
+        _ => humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string(),
+    }
+}

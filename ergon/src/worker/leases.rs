@@ -1,0 +1,92 @@
+//! The leases that a worker holds, renewed together.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use ergon_storage::{ExecutionLog, Lease, LeaseState, Timestamp};
+
+use crate::drive::Control;
+
+/// The flows that run, and how long they may.
+#[derive(Default)]
+pub(super) struct Leases {
+    held: Mutex<HashMap<(u64, u64), Held>>,
+}
+
+struct Held {
+    lease: Lease,
+    control: Arc<Control>,
+    /// Until then the lease is certain to hold.
+    until: Timestamp,
+}
+
+impl Leases {
+    pub(super) fn add(&self, lease: Lease, control: Arc<Control>, until: Timestamp) {
+        self.lock().insert((lease.key, lease.epoch), Held { lease, control, until });
+    }
+
+    pub(super) fn remove(&self, lease: &Lease) {
+        self.lock().remove(&(lease.key, lease.epoch));
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    pub(super) fn drain(&self) {
+        for held in self.lock().values() {
+            held.control.drain();
+        }
+    }
+
+    pub(super) fn drop_flows(&self) {
+        for held in self.lock().values() {
+            held.control.drop_flow();
+        }
+    }
+
+    /// The leases held now.
+    pub(super) fn all(&self) -> Vec<Lease> {
+        self.lock().values().map(|held| held.lease.clone()).collect()
+    }
+
+    /// Renews all leases once. Flows whose lease is gone are dropped, and, while the log does not answer, those
+    /// whose lease ends before the next turn.
+    pub(super) async fn renew(&self, log: &dyn ExecutionLog, lease: Duration) {
+        let leases = self.all();
+        if leases.is_empty() {
+            return;
+        }
+        let asked_at = log.clock().now();
+        match log.heartbeat(&leases, lease).await {
+            Ok(states) => {
+                let until = asked_at.saturating_add(lease);
+                let mut held = self.lock();
+                for (lease, state) in leases.iter().zip(states) {
+                    let Some(held) = held.get_mut(&(lease.key, lease.epoch)) else { continue };
+                    match state {
+                        LeaseState::Held => held.until = until,
+                        LeaseState::Lost | LeaseState::Cancelled => {
+                            tracing::info!(flow = %lease.flow, ?state, "the flow is let go");
+                            held.control.drop_flow();
+                        }
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, leases = leases.len(), "leases could not be renewed");
+                let soon = log.clock().now().saturating_add(lease / 4);
+                for held in self.lock().values().filter(|held| held.until <= soon) {
+                    held.control.drop_flow();
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(u64, u64), Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

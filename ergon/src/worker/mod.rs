@@ -1,0 +1,311 @@
+//! Claiming flows and running them.
+
+mod engine;
+mod leases;
+mod parking;
+
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+
+use ergon_storage::{ExecutionLog, NewFlow};
+
+use self::engine::Engine;
+use crate::{
+    StorageError,
+    context::{Env, States},
+    drive::DriveOptions,
+    flow::{Flow, FlowDef},
+};
+
+/// Claims flows of the registered types and runs them. A builder: [`start`](Worker::start) starts it.
+///
+/// Any number of workers may share a log, in one process or many. Each flow is run by one of them at a time.
+///
+/// # Examples
+///
+/// See [`Scheduler`](crate::Scheduler).
+#[must_use = "a worker does nothing unless it is started"]
+pub struct Worker {
+    log: Arc<dyn ExecutionLog>,
+    flows: Vec<FlowDef>,
+    states: States,
+    options: WorkerOptions,
+}
+
+/// The settings of a worker.
+#[derive(Debug, Clone)]
+struct WorkerOptions {
+    name: Arc<str>,
+    slots: usize,
+    queues: Vec<Arc<str>>,
+    lease: Duration,
+    deliveries_max: u32,
+    parked_max: usize,
+    grace: Duration,
+    fallback: Duration,
+    drive: DriveOptions,
+}
+
+impl Worker {
+    /// The shortest accepted lease.
+    pub const LEASE_MIN: Duration = Duration::from_millis(100);
+
+    /// A worker on this log, with 256 slots, for the queue `default`.
+    pub fn new(log: impl ExecutionLog) -> Self {
+        Self {
+            log: Arc::new(log),
+            flows: Vec::new(),
+            states: States::default(),
+            options: WorkerOptions {
+                name: format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple()).into(),
+                slots: 256,
+                queues: vec![NewFlow::DEFAULT_QUEUE.into()],
+                lease: Duration::from_secs(10),
+                deliveries_max: 10,
+                parked_max: 1_000,
+                grace: Duration::from_secs(10),
+                fallback: Duration::from_secs(10),
+                drive: DriveOptions {
+                    moment: Duration::from_millis(50),
+                    patience: Duration::from_secs(1),
+                    build: build_id(),
+                },
+            },
+        }
+    }
+
+    /// Lets the worker run flows of this type and version. Flows of others are left alone.
+    pub fn register<F: Flow>(mut self) -> Self {
+        self.flows.push(FlowDef::of::<F>());
+        self
+    }
+
+    /// Gives flows and steps a value that they reach with [`state`](crate::state). One per type; a second one of
+    /// the same type replaces the first.
+    pub fn with_state<T: Send + Sync + 'static>(mut self, state: T) -> Self {
+        self.states.insert(state);
+        self
+    }
+
+    /// How many flows run at once, at least 1; 256 by default. A flow that waits holds no slot.
+    pub fn slots(mut self, slots: usize) -> Self {
+        self.options.slots = slots;
+        self
+    }
+
+    /// The queues to claim from, instead of `default`.
+    pub fn queues<Q: Into<Arc<str>>>(mut self, queues: impl IntoIterator<Item = Q>) -> Self {
+        self.options.queues = queues.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// A name for people to read, in listings and traces. Workers of one name are still different workers.
+    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.options.name = name.into();
+        self
+    }
+
+    /// How long after this process died its flows are claimed by others; 10 s by default, at least
+    /// [`Worker::LEASE_MIN`]. Leases are renewed at a third of it.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.options.lease = lease;
+        self
+    }
+
+    /// How often a flow may be claimed without making progress, because its workers died over it, before it is
+    /// stalled; 10 by default, at least 1.
+    pub fn deliveries_max(mut self, deliveries_max: u32) -> Self {
+        self.options.deliveries_max = deliveries_max;
+        self
+    }
+
+    /// How many suspended flows stay in memory, to go on without a replay; 1,000 by default. 0 turns it off.
+    pub fn parked_max(mut self, parked_max: usize) -> Self {
+        self.options.parked_max = parked_max;
+        self
+    }
+
+    /// How short a wait must be for the flow to keep its slot and its lease meanwhile; 50 ms by default.
+    pub fn moment(mut self, moment: Duration) -> Self {
+        self.options.drive.moment = moment;
+        self
+    }
+
+    /// How long running steps may go on at a shutdown; 10 s by default. Those that do not end are dropped, and
+    /// run again elsewhere.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.options.grace = grace;
+        self
+    }
+
+    /// How often the worker looks by itself, in case a hint was lost; 10 s by default.
+    pub fn fallback(mut self, fallback: Duration) -> Self {
+        self.options.fallback = fallback;
+        self
+    }
+
+    /// Names the build of the program, by default derived from the executable file. A flow that one build
+    /// stalled, because its code does not match the history, is offered again when another build starts.
+    pub fn build(mut self, build: impl Into<Arc<str>>) -> Self {
+        self.options.drive.build = build.into();
+        self
+    }
+
+    /// Starts to claim flows, in tasks of the current runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] for settings that cannot be, or when the log does not answer.
+    pub async fn start(self) -> Result<WorkerHandle, StartError> {
+        let Self { log, flows, states, options } = self;
+        check(&options)?;
+        let mut defs: HashMap<(Arc<str>, u32), FlowDef> = HashMap::new();
+        for def in flows {
+            if let Some(first) = defs.insert((def.name.into(), def.version), def) {
+                return Err(StartError::DuplicateFlow {
+                    name: def.name,
+                    version: def.version,
+                    types: [first.rust_type, def.rust_type],
+                });
+            }
+        }
+        if defs.is_empty() {
+            return Err(StartError::NoFlows);
+        }
+        let types: Arc<[_]> = defs.keys().cloned().collect();
+        let offered = log.reoffer(&types, &options.drive.build).await?;
+        if offered > 0 {
+            tracing::info!(worker = %options.name, offered, "flows that another build stalled are offered again");
+        }
+        let env = Env { clock: log.clock(), states, payload_bytes_max: log.limits().payload_bytes_max };
+        let engine = Engine::new(log, Arc::new(env), defs, types, options);
+        Ok(WorkerHandle { engine: engine.start() })
+    }
+}
+
+fn check(options: &WorkerOptions) -> Result<(), StartError> {
+    if options.slots == 0 {
+        return Err(StartError::NoSlots);
+    }
+    if options.queues.is_empty() || options.queues.iter().any(|queue| queue.is_empty()) {
+        return Err(StartError::NoQueues);
+    }
+    if options.lease < Worker::LEASE_MIN {
+        return Err(StartError::LeaseTooShort { lease: options.lease });
+    }
+    if options.deliveries_max == 0 {
+        return Err(StartError::NoDeliveries);
+    }
+    Ok(())
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flows: Vec<_> = self.flows.iter().map(|def| (def.name, def.version)).collect();
+        f.debug_struct("Worker")
+            .field("flows", &flows)
+            .field("states", &self.states)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A worker that runs. Dropping the handle stops it as [`shutdown`](Self::shutdown) does, without waiting.
+#[must_use = "the worker stops when its handle is dropped"]
+pub struct WorkerHandle {
+    engine: engine::Running,
+}
+
+impl WorkerHandle {
+    /// Stops claiming, lets running steps end within the grace period, writes what they resulted in, and gives
+    /// all flows back, so that others go on at once. Returns when that is done.
+    pub async fn shutdown(mut self) {
+        self.engine.shutdown().await;
+    }
+
+    /// How many flows the worker runs at this moment.
+    pub fn running(&self) -> usize {
+        self.engine.running()
+    }
+}
+
+impl fmt::Debug for WorkerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerHandle").field("running", &self.running()).finish_non_exhaustive()
+    }
+}
+
+/// Why a worker cannot start.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StartError {
+    /// It has no slot to run a flow in.
+    NoSlots,
+    /// It names no queue, or an empty one.
+    NoQueues,
+    /// It has no flow type.
+    NoFlows,
+    /// It allows no delivery.
+    NoDeliveries,
+    /// The lease is shorter than [`Worker::LEASE_MIN`].
+    LeaseTooShort {
+        /// The lease that was asked for.
+        lease: Duration,
+    },
+    /// A name and version were registered twice.
+    DuplicateFlow {
+        /// The name.
+        name: &'static str,
+        /// The version.
+        version: u32,
+        /// The Rust types that have it.
+        types: [&'static str; 2],
+    },
+    /// The log did not answer, or refused.
+    Log(StorageError),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSlots => f.write_str("a worker needs at least one slot: call .slots(n) with n >= 1"),
+            Self::NoQueues => f.write_str("a worker needs at least one queue, and queue names are not empty"),
+            Self::NoFlows => f.write_str("a worker needs at least one flow type: call .register::<MyFlow>()"),
+            Self::NoDeliveries => f.write_str("a flow must be delivered at least once: call .deliveries_max(n) with n >= 1"),
+            Self::LeaseTooShort { lease } => {
+                write!(f, "a lease of {lease:?} is too short, the least is {:?}", Worker::LEASE_MIN)
+            }
+            Self::DuplicateFlow { name, version, types: [first, second] } if first == second => {
+                write!(f, "the flow type {first} ({name:?} version {version}) was registered twice")
+            }
+            Self::DuplicateFlow { name, version, types: [first, second] } => write!(
+                f,
+                "the flow types {first} and {second} have the same name {name:?} and version {version}; give one of \
+                 them another name with #[flow_type(name = \"…\")]"
+            ),
+            Self::Log(_) => f.write_str("the execution log cannot be used"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Log(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<StorageError> for StartError {
+    fn from(error: StorageError) -> Self {
+        Self::Log(error)
+    }
+}
+
+/// Tells builds of a program apart: the size and age of its executable file.
+pub(crate) fn build_id() -> Arc<str> {
+    let file = std::env::current_exe().and_then(std::fs::metadata);
+    let Ok(file) = file else { return "unknown".into() };
+    let modified = file.modified().ok().map_or(0, |at| ergon_storage::Timestamp::from(at).as_micros());
+    format!("{:x}-{modified:x}", file.len()).into()
+}
