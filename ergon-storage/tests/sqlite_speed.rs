@@ -1,0 +1,159 @@
+//! How fast the SQLite log is. Not run by itself: `cargo test --release -p ergon-storage --features sqlite --test
+//! sqlite_speed -- --ignored --nocapture --test-threads 1`.
+#![cfg(feature = "sqlite")]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use ergon_storage::{
+    CallKind, CallPath, ClaimRequest, ClaimTarget, ClaimedFlow, Clock, Commit, Committed, Durability, ExecutionLog,
+    FlowId, NewFlow, Next, Phase, Record, SqliteExecutionLog, SqliteOptions, Start, SystemClock,
+};
+use tokio::sync::mpsc;
+
+const STEPS: u32 = 5;
+
+fn flow(name: &str, number: usize) -> NewFlow {
+    NewFlow::new(FlowId::new(format!("{name}-{number:08}")).unwrap(), "Order", 1, &br#"{"id":"a","cents":7}"#[..])
+}
+
+fn request(limit: usize) -> ClaimRequest {
+    let target = ClaimTarget::Queues { queues: ["default".into()].into(), types: [("Order".into(), 1)].into() };
+    let mut request = ClaimRequest::new("worker", target);
+    request.limit = limit;
+    request
+}
+
+fn record(seq: u32) -> Record {
+    let at = SystemClock.now();
+    Record {
+        seq,
+        at,
+        path: CallPath::top(seq),
+        kind: CallKind::Step,
+        phase: Phase::Completed,
+        name: "charge".into(),
+        args_hash: 0x1234_5678_9abc_def0,
+        attempt: 1,
+        started_at: at,
+        due_at: None,
+        reference: None,
+        payload: r#"{"payment":"p-1234567"}"#.into(),
+    }
+}
+
+/// Five steps, the last of them in one commit with the end.
+async fn run(log: &SqliteExecutionLog, claimed: ClaimedFlow) {
+    for seq in 1..=STEPS {
+        let mut commit = Commit::new(claimed.lease.clone(), seq);
+        commit.records.push(record(seq));
+        if seq == STEPS {
+            commit.next = Next::Complete { result: "null".into() };
+        }
+        assert_eq!(log.commit(commit).await.unwrap(), Committed::Applied);
+    }
+}
+
+/// Enqueues, claims in batches and runs all flows with `slots` tasks; flows per second.
+async fn drain(log: &SqliteExecutionLog, flows: usize, slots: usize) -> f64 {
+    let start = Instant::now();
+    for first in (0..flows).step_by(256) {
+        let batch = (first..flows.min(first + 256)).map(|number| flow("drain", number)).collect();
+        log.enqueue(batch).await.unwrap();
+    }
+    let done = Arc::new(AtomicUsize::new(0));
+    let (free, mut freed) = mpsc::unbounded_channel();
+    let mut room = slots;
+    while done.load(Ordering::Relaxed) < flows {
+        while let Ok(()) = freed.try_recv() {
+            room += 1;
+        }
+        let claimed = if room > 0 { log.claim(request(room)).await.unwrap().flows } else { Vec::new() };
+        if claimed.is_empty() {
+            if freed.recv().await.is_some() {
+                room += 1;
+            }
+            continue;
+        }
+        room -= claimed.len();
+        for claimed in claimed {
+            let (log, free, done) = (log.clone(), free.clone(), Arc::clone(&done));
+            tokio::spawn(async move {
+                run(&log, claimed).await;
+                done.fetch_add(1, Ordering::Relaxed);
+                free.send(()).unwrap();
+            });
+        }
+    }
+    let flows = u32::try_from(flows).unwrap();
+    f64::from(flows) / start.elapsed().as_secs_f64()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn flows_per_second() {
+    for durability in [Durability::Full, Durability::Normal] {
+        for round in 0..3 {
+            let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+            let log =
+                SqliteOptions::new(directory.path().join("log.db")).durability(durability).open().await.unwrap();
+            let rate = drain(&log, 50_000, 256).await;
+            println!("{durability:?} round {round}: {rate:.0} flows/s with 256 slots");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn one_flow_alone() {
+    for durability in [Durability::Full, Durability::Normal] {
+        let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let log = SqliteOptions::new(directory.path().join("log.db")).durability(durability).open().await.unwrap();
+        let mut times = Vec::new();
+        for number in 0..500 {
+            let start = Instant::now();
+            log.enqueue(vec![flow("alone", number)]).await.unwrap();
+            let claimed = log.claim(request(1)).await.unwrap().flows.pop().unwrap();
+            run(&log, claimed).await;
+            times.push(start.elapsed());
+        }
+        times.sort_unstable();
+        println!("{durability:?}: one flow alone takes {:?} (median), {:?} (p99)", times[250], times[495]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn a_claim_is_as_fast_with_a_million_waiting_flows() {
+    let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let log = SqliteOptions::new(directory.path().join("log.db")).durability(Durability::Normal).open().await.unwrap();
+    let mut waiting = 0;
+    for target in [1_000, 1_000_000] {
+        let start = Instant::now();
+        while waiting < target {
+            let batch = waiting..target.min(waiting + 5_000);
+            waiting = batch.end;
+            let flows = batch.map(|n| {
+                // Some are due long after, some now, all behind the flow that is claimed.
+                let start = if n % 2 == 0 { Start::After(Duration::from_secs(86_400)) } else { Start::Now };
+                flow("waiting", n).with_start(start).with_queue(if n % 2 == 0 { "default" } else { "other" })
+            });
+            log.enqueue(flows.collect()).await.unwrap();
+        }
+        println!("{target} flows wait, made in {:?}", start.elapsed());
+        let mut times = Vec::new();
+        for number in 0..300 {
+            log.enqueue(vec![flow(&format!("now{target}"), number)]).await.unwrap();
+            let start = Instant::now();
+            assert_eq!(log.claim(request(1)).await.unwrap().flows.len(), 1);
+            times.push(start.elapsed());
+        }
+        times.sort_unstable();
+        println!("{target} flows wait: a claim takes {:?} (median)", times[150]);
+    }
+}
