@@ -17,9 +17,8 @@ pub(crate) fn encode<T: Serialize + ?Sized>(what: &str, value: &T, limit: usize)
         .map_err(|error| Error::of(ErrorKind::Payload, format!("{what} cannot be written as JSON: {error}")))?;
     if payload.len() > limit {
         let len = payload.len();
-        let message = format!(
-            "{what} takes {len} bytes, the limit is {limit}; keep large data elsewhere and pass its address"
-        );
+        let message =
+            format!("{what} takes {len} bytes, the limit is {limit}; keep large data elsewhere and pass its address");
         return Err(Error::of(ErrorKind::Payload, message).into_permanent());
     }
     Ok(payload.into())

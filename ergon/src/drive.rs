@@ -12,8 +12,7 @@ use std::{
 };
 
 use ergon_storage::{
-    ClaimedFlow, Commit, Committed, ErrorKind, ExecutionLog, FlowState, Lease, Next,
-    Timestamp, Topic, Wake, Watch,
+    ClaimedFlow, Commit, Committed, ErrorKind, ExecutionLog, FlowState, Lease, Next, Timestamp, Topic, Wake, Watch,
 };
 use futures::{future::BoxFuture, task::AtomicWaker};
 
@@ -194,15 +193,15 @@ impl Drive {
                 Progress::Flush if self.flight.is_some() => {}
                 Progress::Flush | Progress::Wait => {
                     self.missing = None;
-                    let (running, wake, batch) = {
+                    let (busy, wake, batch) = {
                         let mut journal = flow.journal();
-                        let running = journal.is_running();
+                        let busy = journal.is_busy();
                         let in_flight = self.flight.is_some();
                         let batch = (!in_flight && journal.has_batch()).then(|| journal.take_batch());
-                        (running, journal.wake(), batch)
+                        (busy, journal.wake(), batch)
                     };
-                    let idle = !running && self.flight.is_none() && !flow.journal().wants_grant(now);
-                    if effects == Effects::Held && batch.is_none() && !running && self.flight.is_none() {
+                    let idle = !busy && self.flight.is_none() && !flow.journal().wants_grant(now);
+                    if effects == Effects::Held && batch.is_none() && !busy && self.flight.is_none() {
                         return self.release().await;
                     }
                     if idle && effects == Effects::Allowed && self.is_long(&wake, now) {
@@ -416,7 +415,9 @@ impl Drive {
                 Event::Committed(_, Err(error)) if error.kind() == ErrorKind::TooLarge && self.machine.is_some() => {
                     return Box::pin(self.refused(&error)).await;
                 }
-                Event::Committed(_, Err(error)) if error.kind() == ErrorKind::TooLarge && state != FlowState::Failed => {
+                Event::Committed(_, Err(error))
+                    if error.kind() == ErrorKind::TooLarge && state != FlowState::Failed =>
+                {
                     return Box::pin(self.refused(&error)).await;
                 }
                 Event::Committed(_, Err(error)) => {

@@ -7,9 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ergon_storage::{
-    ClaimRequest, ClaimTarget, Enqueued, ErrorKind, ExecutionLog, FlowId, LeaseState, NewFlow, Topic,
-};
+use ergon_storage::{ClaimRequest, ClaimTarget, Enqueued, ErrorKind, ExecutionLog, FlowId, LeaseState, NewFlow, Topic};
 
 use crate::{
     StorageError,

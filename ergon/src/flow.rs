@@ -164,10 +164,7 @@ macro_rules! __error_caps {
         #[allow(unused_imports)]
         use $crate::__private::{FromErrorNo as _, FromErrorYes as _, RetryableNo as _, RetryableYes as _};
         let probe = $crate::__private::Probe::<$error>::new();
-        $crate::__private::ErrorCaps {
-            from_error: (&probe).from_error(),
-            is_retryable: (&probe).is_retryable(),
-        }
+        $crate::__private::ErrorCaps { from_error: (&probe).from_error(), is_retryable: (&probe).is_retryable() }
     }};
 }
 

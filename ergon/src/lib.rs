@@ -23,11 +23,11 @@ pub mod prelude;
 
 pub use child::{Child, ChildHandle, Detached, child};
 pub use context::{attempt, flow_id, idempotency_key, now, random, state, uuid};
-pub use error::{Error, ErrorKind, Result};
 pub use ergon_macros::{flow, flow_type, step};
 #[cfg(feature = "sqlite")]
 pub use ergon_storage::SqliteExecutionLog;
 pub use ergon_storage::{self as storage, Error as StorageError, FlowId, FlowState, InMemoryExecutionLog, Timestamp};
+pub use error::{Error, ErrorKind, Result};
 pub use executor::{Executor, Running};
 pub use flow::{Flow, FlowType};
 pub use handle::{FlowError, FlowHandle};
@@ -46,11 +46,10 @@ pub mod __private {
 
     pub use crate::{
         __error_caps as error_caps,
-        flow::{
-            ErrorCaps, FromErrorNo, FromErrorYes, Outcome, Probe, RetryableNo, RetryableYes,
-        },
-        step::{
-            ArgsHash, StepArg, StepSpec, args_hash, assert_blocking_self, assert_step_arg, blocking, step,
-        },
+        flow::{ErrorCaps, FromErrorNo, FromErrorYes, Outcome, Probe, RetryableNo, RetryableYes},
+        step::{ArgsHash, StepArg, StepSpec, args_hash, assert_blocking_self, assert_step_arg, blocking, step},
     };
 }
+
+#[cfg(test)]
+mod replay_tests;

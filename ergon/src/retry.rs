@@ -42,10 +42,8 @@ impl RetryPolicy {
     /// Four attempts over about two seconds: what a step has that names no policy.
     pub const STANDARD: Self = Self::new();
     /// Unlimited attempts, from one second up to five minutes apart: for what must happen in the end.
-    pub const PERSISTENT: Self = Self::new()
-        .max_attempts(u32::MAX)
-        .backoff(Duration::from_secs(1))
-        .max_backoff(Duration::from_secs(300));
+    pub const PERSISTENT: Self =
+        Self::new().max_attempts(u32::MAX).backoff(Duration::from_secs(1)).max_backoff(Duration::from_secs(300));
 
     /// Four attempts, 200 ms after the first, doubling, at most 10 s, with a jitter of 0.2.
     #[must_use]

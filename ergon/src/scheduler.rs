@@ -140,11 +140,7 @@ impl Scheduler {
         &self.log
     }
 
-    fn accepted<F: Flow>(
-        &self,
-        id: FlowId,
-        answer: Enqueued,
-    ) -> Result<FlowHandle<F::Output, F::Error>, StorageError> {
+    fn accepted<F: Flow>(&self, id: FlowId, answer: Enqueued) -> Result<FlowHandle<F::Output, F::Error>, StorageError> {
         let existed = match answer {
             Enqueued::Created => false,
             Enqueued::Existing { same: true } => true,
@@ -279,11 +275,12 @@ impl<F: Flow> Entry<F> {
             None => FlowId::new(Uuid::now_v7().to_string())?,
         };
         let name = <F as Flow>::NAME;
-        let input = codec::encode(&format!("the value of flow type {name:?}"), &self.flow, payload_bytes_max)
-            .map_err(|error| {
+        let input = codec::encode(&format!("the value of flow type {name:?}"), &self.flow, payload_bytes_max).map_err(
+            |error| {
                 let kind = if error.is_retryable() { ErrorKind::Invalid } else { ErrorKind::TooLarge };
                 StorageError::new(kind, error.to_string()).with_flow(&id)
-            })?;
+            },
+        )?;
         let mut new = NewFlow::new(id, name, <F as Flow>::VERSION, input)
             .with_priority(self.priority)
             .with_start(self.start)

@@ -5,8 +5,8 @@ use std::{
     future::Future,
     panic::{AssertUnwindSafe, Location, catch_unwind},
     pin::Pin,
-    sync::{Arc, atomic::AtomicU64},
-    task::{self, Poll},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    task::{self, Poll, Wake, Waker},
     time::Duration,
 };
 
@@ -165,6 +165,8 @@ struct Attempt<'a, T, E> {
     context: Context,
     number: u32,
     body: BoxFuture<'a, Result<T, E>>,
+    wakers: Arc<BodyWaker>,
+    waker: Waker,
     timeout: Option<BoxFuture<'static, ()>>,
     span: Span,
 }
@@ -238,9 +240,10 @@ where
         }
         let Some(attempt) = &mut self.attempt else { return };
         let _span = attempt.span.clone().entered();
+        attempt.wakers.pass_on_to(cx.waker());
         let polled = catch_unwind(AssertUnwindSafe(|| {
-            let Attempt { context, body, .. } = attempt;
-            context.enter(|| body.as_mut().poll(cx))
+            let Attempt { context, body, waker, .. } = attempt;
+            context.enter(|| body.as_mut().poll(&mut task::Context::from_waker(waker)))
         }));
         match polled {
             Ok(Poll::Ready(result)) => {
@@ -252,7 +255,11 @@ where
                 if let (Some(Poll::Ready(())), Some(limit)) = (timeout, self.spec.timeout) {
                     self.end_attempt();
                     self.trouble(number, Error::timeout(&format!("step {:?}", self.spec.name), limit));
+                    return;
                 }
+                // The attempt itself holds two: one to hand out, one to count.
+                let held = Arc::strong_count(&attempt.wakers) - 2;
+                self.context.flow.journal().note_wakers(self.call, held);
             }
             Err(panic) => {
                 self.end_attempt();
@@ -266,8 +273,7 @@ where
         let path = flow.journal().path(self.call).cloned().unwrap_or(ergon_storage::CallPath::top(0));
         let span = tracing::debug_span!("step", name = self.spec.name, path = %path, attempt = number);
         let step = StepContext { path, attempt: number, draws: AtomicU64::new(0) };
-        let context =
-            Context { flow: Arc::clone(flow), place: Place::Step(self.call), step: Some(Arc::new(step)) };
+        let context = Context { flow: Arc::clone(flow), place: Place::Step(self.call), step: Some(Arc::new(step)) };
         let timeout = self.spec.timeout.map(|limit| {
             let clock = &flow.env.clock;
             clock.sleep_until(started_at.saturating_add(limit))
@@ -276,7 +282,9 @@ where
         let body = catch_unwind(AssertUnwindSafe(|| context.enter(body)))
             .map_err(|panic| Error::panic(&format!("step {:?}", self.spec.name), &*panic))?;
         tracing::debug!(parent: &span, "step starts");
-        Ok(Attempt { context, number, body, timeout, span })
+        let wakers = Arc::new(BodyWaker { outer: Mutex::new(None) });
+        let waker = Waker::from(Arc::clone(&wakers));
+        Ok(Attempt { context, number, body, wakers, waker, timeout, span })
     }
 
     /// Drops the body, within its context: what it made is dropped with it.
@@ -368,6 +376,29 @@ where
         tracing::debug!(flow = %flow.id, step = self.spec.name, ?phase, "step ended");
         self.outcome = Some(outcome);
         flow.journal().finish(self.call, phase, payload, now);
+    }
+}
+
+/// The waker that a body is polled with. Whoever holds a clone of it is what the body waits for.
+struct BodyWaker {
+    outer: Mutex<Option<Waker>>,
+}
+
+impl BodyWaker {
+    fn pass_on_to(&self, outer: &Waker) {
+        let mut known = self.outer.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.as_ref().is_some_and(|known| known.will_wake(outer)) {
+            *known = Some(outer.clone());
+        }
+    }
+}
+
+impl Wake for BodyWaker {
+    fn wake(self: Arc<Self>) {
+        let outer = self.outer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(outer) = outer {
+            outer.wake();
+        }
     }
 }
 

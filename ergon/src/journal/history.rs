@@ -106,7 +106,7 @@ pub(super) fn load(history: Vec<Record>) -> Loaded {
     // Below a call that has its outcome, nothing is ever asked for again.
     nested.retain(|enclosing, _| {
         let top = enclosing.positions()[0];
-        !ended.contains(enclosing) && root.get(&top).is_some_and(|call| call.outcome.is_none())
+        !ended.contains(enclosing) && root.get(&top).is_none_or(|call| call.outcome.is_none())
     });
     Loaded { root, outcomes, nested }
 }

@@ -87,8 +87,6 @@ pub(crate) enum CallPoll {
 pub(crate) struct Outcome {
     pub(crate) phase: Phase,
     pub(crate) payload: Bytes,
-    /// True when the outcome was recorded by an earlier life of the flow.
-    pub(crate) replayed: bool,
 }
 
 /// What must become durable together, and before the next effect.
@@ -136,6 +134,8 @@ struct Call {
     polled: bool,
     /// Its future is gone, but it takes effect all the same: a child that was started.
     orphan: bool,
+    /// Its body runs, but waits for nothing other than calls of its own.
+    quiet: bool,
     /// Failed attempts so far.
     attempts: u32,
     /// The number of the last failed attempt's record; 0 when there is none.
@@ -202,7 +202,8 @@ pub(crate) struct Journal {
     mail: BTreeMap<Channel, BTreeMap<u32, Message>>,
     /// The last message that arrived on each channel.
     mail_seen: BTreeMap<Channel, u32>,
-    running: usize,
+    /// Bodies that run and wait for something that the journal does not know.
+    busy: usize,
 
     seq: u32,
     batch: Batch,
@@ -236,7 +237,7 @@ impl Journal {
             children: HashMap::new(),
             mail: BTreeMap::new(),
             mail_seen: BTreeMap::new(),
-            running: 0,
+            busy: 0,
             seq,
             batch: Batch::default(),
             in_flight: false,
@@ -272,6 +273,7 @@ impl Journal {
             state: State::Made,
             polled: false,
             orphan: false,
+            quiet: false,
             attempts: 0,
             attempt_seq: 0,
             started_at: self.now,
@@ -340,7 +342,7 @@ impl Journal {
             State::Unrecorded => {
                 self.unrecorded.remove(&id);
             }
-            State::Running => self.running -= 1,
+            State::Running => self.busy -= usize::from(!call.quiet),
             State::Recorded { seq, .. } => {
                 self.fresh.remove(&seq);
             }
@@ -402,7 +404,7 @@ impl Journal {
         debug_assert!(phase.is_outcome(), "a step ends with an outcome");
         let call = &mut self.calls[id.0];
         debug_assert!(matches!(call.state, State::Running), "only a running step ends");
-        self.running -= 1;
+        self.busy -= usize::from(!call.quiet);
         self.close_scope(id);
         // With its outcome recorded, nothing below the step is ever asked for again.
         if let Some(path) = &self.calls[id.0].path {
@@ -411,25 +413,42 @@ impl Journal {
         let attempt = self.calls[id.0].attempts + 1;
         let record = Record { attempt, payload: payload.clone(), ..self.record(id, phase, now) };
         let seq = self.append(record);
-        self.calls[id.0].state =
-            State::Recorded { seq, at: now, outcome: Outcome { phase, payload, replayed: false } };
+        self.calls[id.0].state = State::Recorded { seq, at: now, outcome: Outcome { phase, payload } };
         self.fresh.insert(seq, id);
     }
 
     /// Records a failed attempt of a running step; the next one may begin at `retry_at`.
     pub(crate) fn attempt_failed(&mut self, id: CallId, error: Bytes, retry_at: Timestamp, now: Timestamp) {
-        debug_assert!(matches!(self.calls[id.0].state, State::Running), "only a running step fails");
-        self.running -= 1;
+        let call = &mut self.calls[id.0];
+        debug_assert!(matches!(call.state, State::Running), "only a running step fails");
+        self.busy -= usize::from(!call.quiet);
         self.close_scope(id);
         let attempt = self.calls[id.0].attempts + 1;
-        let record =
-            Record { attempt, payload: error, due_at: Some(retry_at), ..self.record(id, Phase::Attempt, now) };
+        let record = Record { attempt, payload: error, due_at: Some(retry_at), ..self.record(id, Phase::Attempt, now) };
         let seq = self.append(record);
         let call = &mut self.calls[id.0];
         call.attempts = attempt;
         call.attempt_seq = seq;
         call.state = State::Backoff(retry_at);
         self.timers.insert((retry_at, id));
+    }
+
+    /// Notes what the body of a running step waits for, by how many wakers of it are held anywhere: a body all of
+    /// whose wakers are held by calls of its own can be left alone until one of those has its outcome.
+    pub(crate) fn note_wakers(&mut self, id: CallId, held: usize) {
+        let known = if self.nested.contains_key(&id) {
+            let own = self.calls.iter().map(|(_, call)| call).filter(|call| call.place == Place::Step(id));
+            // A quiet body holds its waker once more, to pass on what wakes it.
+            own.map(|call| usize::from(call.waker.is_some()) + usize::from(call.quiet)).sum()
+        } else {
+            0
+        };
+        let quiet = known > 0 && held <= known;
+        let call = &mut self.calls[id.0];
+        if quiet != call.quiet {
+            call.quiet = quiet;
+            if quiet { self.busy -= 1 } else { self.busy += 1 }
+        }
     }
 
     // ---- called by the driver between two passes ---------------------------------------------------------
@@ -490,7 +509,8 @@ impl Journal {
             let call = &mut self.calls[id.0];
             call.state = State::Running;
             call.started_at = now;
-            self.running += 1;
+            call.quiet = false;
+            self.busy += 1;
             if let Some(waker) = &call.waker {
                 waker.wake_by_ref();
             }
@@ -546,9 +566,9 @@ impl Journal {
         Some(Divergence { path: recorded.path.clone(), recorded: Some(recorded.key.clone()), called: None })
     }
 
-    /// True while bodies run.
-    pub(crate) fn is_running(&self) -> bool {
-        self.running > 0
+    /// True while bodies run that wait for something of their own.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy > 0
     }
 
     /// What would let the flow go on: the earliest instant and the channels that it waits for.
@@ -593,17 +613,27 @@ impl Journal {
         let first = self.root.next_position;
         let count = u32::try_from(group.len()).unwrap_or(u32::MAX);
         self.root.next_position = first.saturating_add(count);
-        // First by what the call is, for a combinator may have polled its branches in any order …
+        // First the calls that are where the history has them. Then, for each record that is left, a call that is
+        // the same but was made at another place of the group, for a combinator may have polled its branches in
+        // another order …
         let mut places: Vec<Option<u32>> = vec![None; group.len()];
+        let recorded: Vec<u32> = self.root.recorded.range(first..first + count).map(|(at, _)| *at).collect();
         let mut taken = BTreeSet::new();
-        if !self.root.recorded.is_empty() {
-            for (place, (id, position)) in places.iter_mut().zip(group.iter().zip(first..)) {
-                let key = &self.calls[id.0].key;
-                let matches = |at: &u32| {
-                    !taken.contains(at) && self.root.recorded.get(at).is_some_and(|recorded| recorded.key == *key)
-                };
-                *place = Some(position).filter(matches).or_else(|| (first..first + count).find(matches));
-                taken.extend(*place);
+        if !recorded.is_empty() {
+            let same = |id: CallId, at: u32| self.root.recorded[&at].key == self.calls[id.0].key;
+            for at in &recorded {
+                let index = (at - first) as usize;
+                if same(group[index], *at) {
+                    places[index] = Some(*at);
+                    taken.insert(*at);
+                }
+            }
+            for at in recorded.iter().filter(|at| !taken.contains(*at)).copied().collect::<Vec<_>>() {
+                let moved = (0..group.len()).find(|index| places[*index].is_none() && same(group[*index], at));
+                if let Some(index) = moved {
+                    places[index] = Some(at);
+                    taken.insert(at);
+                }
             }
         }
         // … then by position.
@@ -682,11 +712,11 @@ impl Journal {
         match recorded.outcome {
             Some(RecordedOutcome { at, phase, payload, .. }) if strict => {
                 let position = call.path.as_ref().map_or(0, CallPath::position);
-                call.state = State::Replaying { at, outcome: Outcome { phase, payload, replayed: true } };
+                call.state = State::Replaying { at, outcome: Outcome { phase, payload } };
                 self.matched.insert(position, Some(id));
             }
             Some(RecordedOutcome { seq, at, phase, payload }) => {
-                call.state = State::Recorded { seq, at, outcome: Outcome { phase, payload, replayed: true } };
+                call.state = State::Recorded { seq, at, outcome: Outcome { phase, payload } };
                 self.fresh.insert(seq, id);
             }
             None => {
@@ -728,7 +758,7 @@ impl Journal {
                         self.remove(id);
                         return;
                     }
-                    let outcome = Outcome { phase: Phase::Completed, payload: Bytes::new(), replayed: false };
+                    let outcome = Outcome { phase: Phase::Completed, payload: Bytes::new() };
                     self.calls[id.0].state = State::Recorded { seq, at: now, outcome };
                     self.fresh.insert(seq, id);
                     return;
@@ -794,7 +824,7 @@ impl Journal {
             let payload = message.payload.clone();
             let record = Record { payload: payload.clone(), ..self.record(id, Phase::Completed, now) };
             self.append(record);
-            let outcome = Outcome { phase: Phase::Completed, payload, replayed: false };
+            let outcome = Outcome { phase: Phase::Completed, payload };
             self.hand_over(id, now, outcome, Some(message));
             return true;
         }
@@ -807,7 +837,7 @@ impl Journal {
         };
         let record = Record { due_at: Some(due), ..self.record(id, phase, now) };
         self.append(record);
-        self.hand_over(id, now, Outcome { phase, payload: Bytes::new(), replayed: false }, None);
+        self.hand_over(id, now, Outcome { phase, payload: Bytes::new() }, None);
         true
     }
 
@@ -826,8 +856,7 @@ impl Journal {
             let payload = crate::child::outcome_payload(&message);
             let record = Record { payload: payload.clone(), ..self.record(id, phase, now) };
             let seq = self.append(record);
-            self.calls[id.0].state =
-                State::Recorded { seq, at: now, outcome: Outcome { phase, payload, replayed: false } };
+            self.calls[id.0].state = State::Recorded { seq, at: now, outcome: Outcome { phase, payload } };
             self.fresh.insert(seq, id);
         }
     }

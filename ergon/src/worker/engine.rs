@@ -188,14 +188,8 @@ impl Engine {
                 None => return,
             },
         };
-        let drive = Drive::new(
-            Arc::clone(&self.log),
-            lease,
-            info.deadline_at,
-            self.options.drive.clone(),
-            control,
-            machine,
-        );
+        let drive =
+            Drive::new(Arc::clone(&self.log), lease, info.deadline_at, self.options.drive.clone(), control, machine);
         match drive.run().await {
             Driven::Ended(state) => {
                 let level_is_bad = matches!(state, FlowState::Failed | FlowState::Stalled);

@@ -270,7 +270,9 @@ impl fmt::Display for StartError {
             Self::NoSlots => f.write_str("a worker needs at least one slot: call .slots(n) with n >= 1"),
             Self::NoQueues => f.write_str("a worker needs at least one queue, and queue names are not empty"),
             Self::NoFlows => f.write_str("a worker needs at least one flow type: call .register::<MyFlow>()"),
-            Self::NoDeliveries => f.write_str("a flow must be delivered at least once: call .deliveries_max(n) with n >= 1"),
+            Self::NoDeliveries => {
+                f.write_str("a flow must be delivered at least once: call .deliveries_max(n) with n >= 1")
+            }
             Self::LeaseTooShort { lease } => {
                 write!(f, "a lease of {lease:?} is too short, the least is {:?}", Worker::LEASE_MIN)
             }
