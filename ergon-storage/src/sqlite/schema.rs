@@ -129,7 +129,9 @@ pub(super) fn open_writer(path: &Path, create: Create, busy: Duration, durabilit
     let mut conn = Connection::open_with_flags(path, flags).map_err(failed)?;
     conn.busy_timeout(busy).map_err(failed)?;
     // Before anything is changed: a file of someone else stays as it is.
-    check_owner(&conn, path)?;
+    let transaction = conn.unchecked_transaction().map_err(failed)?;
+    check_owner(&transaction, path)?;
+    transaction.finish().map_err(failed)?;
     if conn.is_readonly(rusqlite::MAIN_DB).map_err(failed)? {
         return Err(invalid(path, "may only be read, an execution log must be written"));
     }
@@ -214,7 +216,8 @@ fn about_file(path: &Path, error: rusqlite::Error) -> Error {
     }
 }
 
-/// Whose file this is: nobody's yet, or ours in a version that this program knows.
+/// Whose file this is: nobody's yet, or ours in a version that this program knows. To be asked in a transaction,
+/// for the answer is put together from several.
 fn check_owner(conn: &Connection, path: &Path) -> Result<i32> {
     let read = || -> rusqlite::Result<(i32, i32, i64)> {
         let header = |pragma| conn.pragma_query_value(None, pragma, |row| row.get(0));
@@ -267,4 +270,30 @@ fn migrate(conn: &mut Connection, path: &Path) -> Result<()> {
         transaction.pragma_update(None, "user_version", version()).map_err(failed)?;
     }
     transaction.commit().map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sqlite::statements::{CHANNEL_MESSAGES, DUE, NEXT_DUE};
+
+    fn plan(sql: &str, parameters: usize) -> String {
+        let conn = open_in_memory().unwrap();
+        let mut statement = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let values = vec![1_i64; parameters];
+        let rows = statement.query_map(rusqlite::params_from_iter(values), |row| row.get::<_, String>(3)).unwrap();
+        rows.collect::<rusqlite::Result<Vec<_>>>().unwrap().join("; ")
+    }
+
+    #[test]
+    fn a_claim_reads_its_range_of_the_index_and_nothing_else() {
+        assert_eq!(plan(DUE, 5), "SEARCH flows USING COVERING INDEX flows_due (lane=? AND due_us>? AND due_us<?)");
+        assert_eq!(plan(NEXT_DUE, 1), "SEARCH flows USING COVERING INDEX flows_due (lane=? AND due_us>?)");
+    }
+
+    #[test]
+    fn a_channel_is_read_without_the_others() {
+        let plan = plan(CHANNEL_MESSAGES, 4);
+        assert_eq!(plan, "SEARCH messages USING INDEX messages_channel (channel=? AND k>? AND k<?)");
+    }
 }

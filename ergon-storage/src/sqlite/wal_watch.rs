@@ -1,4 +1,8 @@
 //! Hearing of the commits of other processes.
+//!
+//! The system tells of each change of the write-ahead log, also of our own, and it does so while the change is not
+//! yet a commit: SQLite writes the pages, waits for the disk, and only then, still under the write lock, publishes
+//! them in memory that nobody can watch. So the writer is asked to take the lock and see whose the change was.
 
 use std::{
     ffi::OsString,

@@ -227,8 +227,8 @@ impl<'c> Writer<'c> {
             }
             if !jobs.is_empty() {
                 self.commit_together(&mut jobs);
-            } else if look && let Err(fault) = self.look() {
-                tracing::warn!(error = ?fault, "could not see whether another process has written");
+            } else if look {
+                self.look_alone();
             }
             self.hints.give(&self.environment.hub);
             for job in jobs.drain(..) {
@@ -292,6 +292,16 @@ impl<'c> Writer<'c> {
         Ok(())
     }
 
+    /// Sees whether another process has written, when there is nothing else to do. The lock is needed, for the
+    /// change that was heard of may not be a commit yet: whoever makes it holds the lock until it is one.
+    fn look_alone(&mut self) {
+        if let Err(fault) = self.transact(&mut []) {
+            // Someone writes, and a hint may be spurious.
+            self.hints.all = true;
+            tracing::debug!(error = ?fault, "could not see whether another process has written");
+        }
+    }
+
     /// Sees whether another connection has committed since the last look; our own commits do not count.
     fn look(&mut self) -> Outcome<()> {
         let data_version = self.st.data_version.query_row([], |row| row.get(0))?;
@@ -321,5 +331,42 @@ fn fail_all(jobs: &mut [Box<dyn Work>], fault: Fault) {
     let error = Arc::new(fault.into_error());
     for job in jobs {
         job.fail(Error::new(error.kind(), error.to_string()).with_source(Arc::clone(&error)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{SystemClock, sqlite::queue};
+
+    #[test]
+    fn a_full_disk_is_unavailable_and_the_writer_goes_on() {
+        let conn = schema::open_in_memory().unwrap();
+        let environment = Environment {
+            clock: Arc::new(SystemClock),
+            limits: Limits::default(),
+            hub: WatchHub::new(),
+            looking: Arc::default(),
+        };
+        let mut writer = Writer::new(&conn, &environment).unwrap();
+        let mut enqueue = |id: &'static str, bytes: usize| {
+            let flow = crate::NewFlow::new(FlowId::new(id).unwrap(), "Order", 1, vec![0; bytes]);
+            let work = move |tx: &mut Tx<'_, '_>| queue::enqueue(tx, std::slice::from_ref(&flow));
+            let (reply, mut answer) = oneshot::channel();
+            let mut jobs: [Box<dyn Work>; 1] = [Box::new(Job { work, answer: Err(stopped()), reply })];
+            writer.commit_together(&mut jobs);
+            let [job] = jobs;
+            job.answer();
+            answer.try_recv().unwrap().map_err(|error| error.kind())
+        };
+        let pages: i64 = conn.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        let limit = |pages: i64| {
+            conn.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(())).unwrap();
+        };
+        limit(pages + 10);
+        assert_eq!(enqueue("large", 1 << 20), Err(ErrorKind::Unavailable));
+        assert_eq!(enqueue("small", 10), Ok(vec![crate::Enqueued::Created]));
+        limit(pages + 1_000);
+        assert_eq!(enqueue("large", 1 << 20), Ok(vec![crate::Enqueued::Created]));
     }
 }
