@@ -1,5 +1,7 @@
 //! What only the SQLite log promises: its files, its processes and its groups of commits.
 #![cfg(feature = "sqlite")]
+// "SQLite" is a name, not code.
+#![allow(clippy::doc_markdown)]
 
 use std::{path::Path, sync::Arc, time::Duration};
 

@@ -1,6 +1,8 @@
 //! How fast the SQLite log is. Not run by itself: `cargo test --release -p ergon-storage --features sqlite --test
 //! sqlite_speed -- --ignored --nocapture --test-threads 1`.
 #![cfg(feature = "sqlite")]
+// "SQLite" is a name, not code.
+#![allow(clippy::doc_markdown)]
 
 use std::{
     sync::{
@@ -100,8 +102,7 @@ async fn flows_per_second() {
     for durability in [Durability::Full, Durability::Normal] {
         for round in 0..3 {
             let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-            let log =
-                SqliteOptions::new(directory.path().join("log.db")).durability(durability).open().await.unwrap();
+            let log = SqliteOptions::new(directory.path().join("log.db")).durability(durability).open().await.unwrap();
             let rate = drain(&log, 50_000, 256).await;
             println!("{durability:?} round {round}: {rate:.0} flows/s with 256 slots");
         }

@@ -27,13 +27,16 @@ impl Lane {
     }
 }
 
+/// Queue, type and version: what a worker asks for.
+type Kind = (Arc<str>, Arc<str>, u32);
+
 /// A connection's copy of the lanes. Lanes are never changed or removed, so a copy is at worst incomplete.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     last: i64,
     by_key: HashMap<i64, Lane>,
     keys: HashMap<Lane, i64>,
-    priorities: HashMap<(Arc<str>, Arc<str>, u32), Vec<(i16, i64)>>,
+    priorities: HashMap<Kind, Vec<(i16, i64)>>,
 }
 
 impl Lanes {

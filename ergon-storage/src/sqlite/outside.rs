@@ -51,9 +51,9 @@ pub(super) fn retry(tx: &mut Tx<'_, '_>, flow: &FlowId) -> Outcome<Retried> {
             records = forget_failed_call(tx, key, records)?;
             tx.conn.prepare_cached("DELETE FROM records WHERE k = ?1")?.execute([slot(key, RESULT)])?;
         }
-        Some(FlowState::Stalled) => {}
+        // A state that this program does not know is left for it to find out about at the next claim.
+        Some(FlowState::Stalled) | None => {}
         Some(other) => return Ok(Retried::Not(other)),
-        None => {}
     }
     tx.conn
         .prepare_cached(

@@ -138,7 +138,7 @@ pub(super) fn list(on: &mut Reading<'_>, filter: &Filter, after: Option<Cursor>,
 /// Adds a condition on a column with few values, which are our own numbers.
 pub(super) fn add_in(sql: &mut String, column: &str, values: impl Iterator<Item = i64>) {
     let values: Vec<String> = values.map(|value| value.to_string()).collect();
-    sql.push_str(&format!(" AND {column} IN ({})", values.join(", ")));
+    sql.extend([" AND ", column, " IN (", &values.join(", "), ")"]);
 }
 
 pub(super) fn counts(on: &mut Reading<'_>) -> Outcome<Vec<Count>> {

@@ -2,7 +2,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::Duration,
@@ -82,7 +82,7 @@ pub(super) fn no_thread(error: std::io::Error) -> Error {
     Error::new(ErrorKind::Unavailable, "no thread could be started for the SQLite log").with_source(error)
 }
 
-fn run(path: &PathBuf, busy: Duration, questions: &Mutex<mpsc::Receiver<Question>>) {
+fn run(path: &Path, busy: Duration, questions: &Mutex<mpsc::Receiver<Question>>) {
     let mut conn: Option<Connection> = None;
     let mut lanes = Lanes::default();
     loop {
