@@ -24,6 +24,8 @@ mod log;
 mod message;
 mod query;
 mod record;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod time;
 mod watch;
 
@@ -39,5 +41,7 @@ pub use log::{
 pub use message::{Channel, ChildOutcome, Message, NewMessage, Sent};
 pub use query::{Count, Cursor, Filter, FlowPage, PrunePolicy};
 pub use record::{CallKind, CallPath, InvalidPath, Phase, Record};
+#[cfg(feature = "sqlite")]
+pub use sqlite::{Durability, SqliteExecutionLog, SqliteOptions};
 pub use time::Timestamp;
 pub use watch::{Topic, Watch, WatchHub};
