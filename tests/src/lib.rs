@@ -1,1 +1,108 @@
-//! What the end-to-end tests share.
+//! What the end-to-end tests of ergon share.
+//!
+//! [`FaultyLog`] stands between an engine and its log and breaks what is asked of it. [`TestClock`] lets hours pass
+//! in moments. [`Trace`] is where step bodies note that they ran. [`Place`] is a log to run on, in memory or in a
+//! file. [`job`] is what the helper process `job-worker` runs.
+
+mod clock;
+mod faulty;
+pub mod job;
+mod place;
+mod trace;
+
+use std::{future::Future, time::Duration};
+
+use ergon::{
+    FlowId, FlowState,
+    storage::{ExecutionLog, FlowInfo},
+};
+
+pub use clock::TestClock;
+pub use faulty::{Fault, FaultyLog};
+pub use place::Place;
+pub use trace::{Trace, note, trace};
+
+/// How long a test waits for what must come, before it fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits for what must come.
+///
+/// # Panics
+///
+/// When it does not come.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    within(PATIENCE, what, future).await
+}
+
+/// As [`soon`], with another patience: in a runtime whose time is paused it should be a long one.
+///
+/// # Panics
+///
+/// When it does not come.
+pub async fn within<T>(patience: Duration, what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(patience, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {patience:?} in vain for {what}"),
+    }
+}
+
+/// Looks again and again until the answer is yes.
+///
+/// # Panics
+///
+/// When it never is.
+pub async fn until<F, T>(what: &str, mut look: F)
+where
+    F: FnMut() -> T,
+    T: Future<Output = bool>,
+{
+    soon(what, async {
+        while !look().await {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+/// Waits until a flow is in a state, and returns it.
+///
+/// # Panics
+///
+/// When it never is.
+pub async fn state_of(log: &dyn ExecutionLog, id: &FlowId, wanted: FlowState) -> FlowInfo {
+    let mut last = None;
+    let look = async {
+        loop {
+            let record = log.flow(id).await.expect("the log answers").expect("there is such a flow");
+            if record.info.state == wanted {
+                return record.info;
+            }
+            last = Some(record.info);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    match tokio::time::timeout(PATIENCE, look).await {
+        Ok(info) => info,
+        Err(_) => panic!("flow {id} is never {wanted}; it is {last:#?}"),
+    }
+}
+
+/// Tests that run in memory and on an SQLite file: `both!(name, …)` for `async fn name(place: Place)`.
+#[macro_export]
+macro_rules! both {
+    ($($test:ident),* $(,)?) => {
+        mod memory {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test($crate::Place::memory()).await;
+            })*
+        }
+
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test($crate::Place::sqlite()).await;
+            })*
+        }
+    };
+}
