@@ -1,0 +1,91 @@
+//! Signals with a time limit: an expense waits for its approval, and goes to the next person when none comes.
+//!
+//! ```text
+//! cargo run --example approval
+//! ```
+//!
+//! One sees three expenses: one approved in time, one that nobody looks at and that escalates, one cancelled
+//! while it waits; then the timeline of each.
+
+use ergon::{FlowError, prelude::*};
+use serde::{Deserialize, Serialize};
+
+#[flow_type]
+struct Expense {
+    what: String,
+    euros: u32,
+}
+
+/// What a person sends.
+#[derive(Serialize, Deserialize)]
+struct Decision {
+    by: String,
+    approved: bool,
+}
+
+/// What becomes of an expense.
+#[derive(Debug, Serialize, Deserialize)]
+enum Verdict {
+    Approved { by: String },
+    Refused { by: String },
+    /// Nobody answered in time.
+    Escalated { to: String },
+}
+
+#[flow_type]
+impl Expense {
+    #[flow]
+    async fn run(&self) -> ergon::Result<Verdict> {
+        self.ask("the team lead").await?;
+        // In earnest the limit is days: the flow is then but a row in the log.
+        let decision: Option<Decision> = signal("decision").timeout(Duration::from_secs(1)).await?;
+        Ok(match decision {
+            Some(Decision { by, approved: true }) => Verdict::Approved { by },
+            Some(Decision { by, approved: false }) => Verdict::Refused { by },
+            None => {
+                let boss = "the head of finance";
+                self.ask(boss).await?;
+                Verdict::Escalated { to: boss.into() }
+            }
+        })
+    }
+
+    #[step]
+    async fn ask(&self, whom: &str) -> ergon::Result<()> {
+        println!("mail to {whom}: {} for {} euros?", self.what, self.euros);
+        Ok(())
+    }
+}
+
+#[tokio::main]
+async fn main() -> ergon::Result<()> {
+    let log = SqliteExecutionLog::open_in_memory().await?;
+    let worker = Worker::new(log.clone()).register::<Expense>().start().await?;
+    let scheduler = Scheduler::new(log);
+    let expense = |what: &str, euros| scheduler.schedule(Expense { what: what.into(), euros }).id(what);
+
+    let train = expense("train", 80).await?;
+    let hotel = expense("hotel", 420).await?;
+    let yacht = expense("yacht", 90_000).await?;
+
+    tokio::time::sleep(Duration::from_millis(300)).await; // people take their time
+    train.signal("decision", &Decision { by: "ada".into(), approved: true }).await?;
+    yacht.cancel("bought by mistake").await?;
+
+    println!("train: {:?}", train.result().await?);
+    match yacht.result().await {
+        Err(FlowError::Cancelled(reason)) => println!("yacht: cancelled, {reason}"),
+        other => println!("yacht: {other:?}"),
+    }
+    println!("hotel: {:?}", hotel.result().await?);
+
+    // Whoever comes too late is told.
+    let late = hotel.signal("decision", &Decision { by: "bob".into(), approved: true }).await;
+    println!("a late answer: {}\n", late.err().map_or("accepted".into(), |error| error.to_string()));
+
+    for flow in [train, hotel, yacht] {
+        println!("{}\n", flow.history().await?);
+    }
+    worker.shutdown().await;
+    Ok(())
+}

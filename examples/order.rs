@@ -1,0 +1,99 @@
+//! The quick start: an order goes through its steps, waits for a timer and for a person, and ends.
+//!
+//! ```text
+//! cargo run --example order
+//! cargo run --example order -- orders.db
+//! ```
+//!
+//! One sees the steps at work (two of them at once, one of them failing twice before it succeeds), then the
+//! flow's history as a timeline. With a file, kill the program at any instant and give the command again: what
+//! was done is not done again, and a finished order answers with its recorded receipt.
+
+use ergon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// What is recorded when the order is scheduled: the input of its flow.
+#[flow_type]
+struct Order {
+    item: String,
+    cents: u64,
+}
+
+/// What arrives from outside.
+#[derive(Serialize, Deserialize)]
+struct Approval {
+    by: String,
+}
+
+/// What the flow results in.
+#[derive(Debug, Serialize, Deserialize)]
+struct Receipt {
+    payment: String,
+    parcel: String,
+    approved_by: String,
+}
+
+#[flow_type]
+impl Order {
+    /// Plain async Rust. When the process dies, the next one runs this from its beginning, and each call below
+    /// that has a recorded outcome returns it at once.
+    #[flow]
+    async fn run(&self) -> ergon::Result<Receipt> {
+        let shelf = self.reserve().await?;
+        let (payment, label) = tokio::try_join!(self.charge(self.cents), self.print_label(&shelf))?;
+        sleep(Duration::from_secs(1)).await; // would survive a restart, as would a sleep of a month
+        let approval: Approval = signal("approval").await?;
+        let parcel = self.ship(&label).await?;
+        Ok(Receipt { payment, parcel, approved_by: approval.by })
+    }
+
+    #[step]
+    async fn reserve(&self) -> ergon::Result<String> {
+        println!("reserve: one {}", self.item);
+        Ok("shelf 12".into())
+    }
+
+    /// Fails twice. The key is the same at each attempt, so that a real bank would charge once.
+    #[step(retry(max_attempts = 5, backoff = "100ms..1s"), timeout = "10s")]
+    async fn charge(&self, cents: u64) -> ergon::Result<String> {
+        println!("charge: {cents} cents, attempt {}, key {}", attempt(), idempotency_key());
+        if attempt() < 3 {
+            return Err(ergon::Error::new("the bank does not answer"));
+        }
+        Ok("payment 4711".into())
+    }
+
+    #[step]
+    async fn print_label(&self, shelf: &str) -> ergon::Result<String> {
+        println!("print_label: {} from {shelf}", self.item);
+        Ok("label 8".into())
+    }
+
+    #[step]
+    async fn ship(&self, label: &str) -> ergon::Result<String> {
+        println!("ship: with {label}");
+        Ok("parcel 15".into())
+    }
+}
+
+#[tokio::main]
+async fn main() -> ergon::Result<()> {
+    let log = match std::env::args().nth(1) {
+        Some(file) => SqliteExecutionLog::open(file).await?,
+        None => SqliteExecutionLog::open_in_memory().await?,
+    };
+    // Runs orders, in this process. Others may run in other processes on the same file.
+    let worker = Worker::new(log.clone()).register::<Order>().start().await?;
+
+    // Scheduling an id again finds the first flow.
+    let scheduler = Scheduler::new(log);
+    let order = scheduler.schedule(Order { item: "teapot".into(), cents: 2_400 }).id("order-7").await?;
+
+    // The signal may come before the flow waits for it. The key makes it count once.
+    order.signal_once("approval", &Approval { by: "ada".into() }, "ada-1").await?;
+
+    let receipt = order.result().await?;
+    println!("\n{receipt:?}\n\n{}", order.history().await?);
+    worker.shutdown().await;
+    Ok(())
+}
