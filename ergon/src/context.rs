@@ -244,6 +244,18 @@ pub fn now() -> Timestamp {
     }
 }
 
+/// True while the flow's own code catches up with its history. Good for logging a thing once; a flow that does
+/// something else when it is replayed is stalled.
+///
+/// # Panics
+///
+/// Outside a flow.
+#[track_caller]
+pub fn is_replaying() -> bool {
+    let context = Context::current("ergon::is_replaying()");
+    context.place == Place::Flow && context.flow.journal().is_replaying()
+}
+
 /// A random number, durably: derived from the flow's id and its progress, the same in every replay. Good for
 /// sampling and for seeding a generator; not a secret.
 ///

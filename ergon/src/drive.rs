@@ -12,13 +12,15 @@ use std::{
 };
 
 use ergon_storage::{
-    ClaimedFlow, Commit, Committed, ErrorKind, ExecutionLog, FlowState, Lease, Next, Timestamp, Topic, Wake, Watch,
+    ClaimedFlow, Commit, Committed, ErrorKind, ExecutionLog, FlowState, Lease, NewFlow, Next, Timestamp, Topic, Wake,
+    Watch,
 };
 use futures::{future::BoxFuture, task::AtomicWaker};
 
 use crate::{
     context::{Env, FlowContext, Halt},
     error::Error,
+    executor::Executor,
     flow::{FlowDef, FlowEnd},
     journal::{Batch, Journal},
     machine::{Effects, Machine, Progress},
@@ -98,7 +100,9 @@ pub(crate) async fn load(
     let began_at = info.started_at.unwrap_or(info.created_at);
     let mut journal = Journal::new(history, began_at);
     journal.receive(messages);
-    let flow = FlowContext::new(info.id.clone(), info.created_at, info.queue, Arc::clone(env), journal);
+    // Nobody claims from the queue of executors: the children of their flows go to workers.
+    let queue = if *info.queue == *Executor::QUEUE { NewFlow::DEFAULT_QUEUE.into() } else { info.queue };
+    let flow = FlowContext::new(info.id.clone(), info.created_at, queue, Arc::clone(env), journal);
     let future = (def.begin)(&input, env.payload_bytes_max).unwrap_or_else(|error| {
         flow.halt(Halt::Stall(format!(
             "{error}; give the changed type the old form, or give the flow a new version, then retry the flow"

@@ -324,8 +324,8 @@ mod tests {
 
     #[test]
     fn the_hash_is_part_of_the_history_and_never_changes() {
-        assert_eq!(hash(&("order-7", 4200_u64, [1.5_f64])), 0);
-        assert_eq!(hash(&()), 0);
+        assert_eq!(hash(&("order-7", 4200_u64, [1.5_f64])), 4_503_838_805_591_660_561);
+        assert_eq!(hash(&()), 11_294_104_448_120_876_240);
     }
 
     #[test]

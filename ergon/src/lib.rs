@@ -22,11 +22,11 @@ mod worker;
 pub mod prelude;
 
 pub use child::{Child, ChildHandle, Detached, child};
-pub use context::{attempt, flow_id, idempotency_key, now, random, state, uuid};
+pub use context::{attempt, flow_id, idempotency_key, is_replaying, now, random, state, uuid};
 pub use ergon_macros::{flow, flow_type, step};
-#[cfg(feature = "sqlite")]
-pub use ergon_storage::SqliteExecutionLog;
 pub use ergon_storage::{self as storage, Error as StorageError, FlowId, FlowState, InMemoryExecutionLog, Timestamp};
+#[cfg(feature = "sqlite")]
+pub use ergon_storage::{Durability, SqliteExecutionLog, SqliteOptions};
 pub use error::{Error, ErrorKind, Result};
 pub use executor::{Executor, Running};
 pub use flow::{Flow, FlowType};

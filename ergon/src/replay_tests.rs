@@ -511,15 +511,15 @@ fn check_history(seed: u64, records: &[Record], sent: &[Message]) {
     }
 }
 
-fn check(seed: u64) {
-    let program = Generator::program(seed);
+fn check(seed: u64, program: &Op, prefixes_max: usize) {
     let clock = ManualClock::new();
-    let first = live(seed, 1, &program, Durable::default(), Vec::new(), &clock);
+    let first = live(seed, 1, program, Durable::default(), Vec::new(), &clock);
     let complete = first.flushes.last().unwrap();
     check_history(seed, &complete.records, &first.sent);
     // From every prefix that a crash can leave …
-    for (index, durable) in first.flushes.iter().enumerate() {
-        let second = live(seed, 2 + index as u64, &program, durable.clone(), first.sent.clone(), &clock);
+    let stride = first.flushes.len().div_ceil(prefixes_max);
+    for (index, durable) in first.flushes.iter().enumerate().step_by(stride) {
+        let second = live(seed, 2 + index as u64, program, durable.clone(), first.sent.clone(), &clock);
         let seen = durable.seen;
         assert_eq!(
             first.seen[..seen],
@@ -542,7 +542,7 @@ fn check(seed: u64) {
             );
         }
         // … and again from all that the second life left, which needs nothing to be done any more.
-        let third = live(seed, 1_000 + index as u64, &program, history.clone(), second.sent.clone(), &clock);
+        let third = live(seed, 1_000 + index as u64, program, history.clone(), second.sent.clone(), &clock);
         assert_eq!(
             second.seen, third.seen,
             "seed {seed}, prefix {index}: a full replay saw something else\n{program:?}"
@@ -554,7 +554,8 @@ fn check(seed: u64) {
 #[test]
 fn random_programs_replay_from_every_prefix() {
     if let Ok(seed) = std::env::var("ERGON_SEED") {
-        return check(seed.parse().expect("ERGON_SEED is a number"));
+        let seed = seed.parse().expect("ERGON_SEED is a number");
+        return check(seed, &Generator::program(seed), usize::MAX);
     }
     let programs = std::env::var("ERGON_PROGRAMS").map_or(10_000, |n| n.parse().expect("ERGON_PROGRAMS is a number"));
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
@@ -562,11 +563,28 @@ fn random_programs_replay_from_every_prefix() {
         for thread in 0..threads {
             scope.spawn(move || {
                 for seed in (thread..programs).step_by(usize::try_from(threads).unwrap()) {
-                    if std::panic::catch_unwind(|| check(seed)).is_err() {
+                    if std::panic::catch_unwind(|| check(seed, &Generator::program(seed), usize::MAX)).is_err() {
                         panic!("failed with ERGON_SEED={seed}");
                     }
                 }
             });
         }
     });
+}
+
+#[test]
+fn many_equal_calls_at_once_replay_from_every_prefix() {
+    for (seed, width) in [2, 3, 10, 100, 500].into_iter().enumerate() {
+        let ops = || vec![Op::Step { name: 0, arg: 0, gates: 1, fails: 0, inner: Vec::new() }; width];
+        let programs = [
+            Op::Join(ops()),
+            Op::Select(ops()),
+            Op::Unordered(ops()),
+            Op::Buffered { ops: ops(), at_once: width / 2 },
+            Op::Sequence(vec![Op::Select(ops()), Op::TryJoin(ops())]),
+        ];
+        for program in programs {
+            check(seed as u64, &Op::Sequence(vec![program, Op::Sleep { millis: 1 }]), 12);
+        }
+    }
 }

@@ -9,6 +9,7 @@ use tokio::{
     sync::{Notify, watch},
     task::{JoinHandle, JoinSet},
 };
+use tracing::Instrument;
 
 use super::{WorkerOptions, leases::Leases, parking::Parking};
 use crate::{
@@ -70,10 +71,7 @@ impl Engine {
             async move { engine.keep_leases().await }
         });
         let mut flows = JoinSet::new();
-        tokio::select! {
-            () = self.claim_flows(queue, &mut flows) => {}
-            _ = stopped.wait_for(|stop| *stop) => {}
-        }
+        self.claim_flows(queue, &mut stopped, &mut flows).await;
         self.leases.drain();
         let ended = async { while flows.join_next().await.is_some() {} };
         if tokio::time::timeout(self.options.grace, ended).await.is_err() {
@@ -102,14 +100,26 @@ impl Engine {
         }
     }
 
-    /// Claims flows whenever there may be some and there is a slot for them.
-    async fn claim_flows(self: &Arc<Self>, mut queue: Watch, flows: &mut JoinSet<()>) {
+    /// Claims flows whenever there may be some and there is a slot for them, until it is stopped. A claim that is
+    /// under way is waited for: what it claimed would otherwise belong to nobody until its lease ends.
+    async fn claim_flows(
+        self: &Arc<Self>,
+        mut queue: Watch,
+        stopped: &mut watch::Receiver<bool>,
+        flows: &mut JoinSet<()>,
+    ) {
         // Whether the queue may hold more than was claimed last.
         let mut more = true;
         let mut next_due_at = None;
         let mut trouble = Backoff::default();
-        loop {
-            while flows.try_join_next().is_some() {}
+        while !*stopped.borrow() {
+            while let Some(ended) = flows.try_join_next() {
+                if let Err(error) = ended
+                    && error.is_panic()
+                {
+                    tracing::error!(worker = %self.options.name, %error, "a flow was let go because the engine panicked");
+                }
+            }
             let free = self.options.slots.saturating_sub(self.leases.len());
             if more && free > 0 {
                 let limit = free.min(CLAIM_MAX);
@@ -127,7 +137,10 @@ impl Engine {
                     Err(error) => {
                         let delay = trouble.next();
                         tracing::warn!(worker = %self.options.name, %error, ?delay, "flows could not be claimed");
-                        tokio::time::sleep(delay).await;
+                        tokio::select! {
+                            () = tokio::time::sleep(delay) => {}
+                            _ = stopped.wait_for(|stop| *stop) => {}
+                        }
                     }
                 }
                 if more {
@@ -136,7 +149,10 @@ impl Engine {
                     continue;
                 }
             }
-            more = self.wait(&mut queue, more, next_due_at).await;
+            tokio::select! {
+                maybe = self.wait(&mut queue, more, next_due_at) => more = maybe,
+                _ = stopped.wait_for(|stop| *stop) => {}
+            }
         }
     }
 
@@ -188,12 +204,12 @@ impl Engine {
                 None => return,
             },
         };
+        let span = tracing::info_span!("flow", id = %info.id, flow_type = %info.flow_type, epoch = lease.epoch);
         let drive =
             Drive::new(Arc::clone(&self.log), lease, info.deadline_at, self.options.drive.clone(), control, machine);
-        match drive.run().await {
+        match drive.run().instrument(span).await {
             Driven::Ended(state) => {
-                let level_is_bad = matches!(state, FlowState::Failed | FlowState::Stalled);
-                if level_is_bad {
+                if matches!(state, FlowState::Failed | FlowState::Stalled) {
                     tracing::warn!(flow = %info.id, flow_type = %info.flow_type, %state, "flow ended");
                 } else {
                     tracing::debug!(flow = %info.id, flow_type = %info.flow_type, %state, "flow ended");
