@@ -422,6 +422,34 @@ async fn claims_over_two_logs_are_exclusive() {
     assert_eq!(all.len(), 500);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_log_leaves_room_for_another() {
+    let directory = directory();
+    let path = directory.path().join("log.db");
+    let (busy, other) =
+        (SqliteExecutionLog::open(&path).await.unwrap(), SqliteExecutionLog::open(&path).await.unwrap());
+    let load: Vec<_> = (0..64)
+        .map(|task| {
+            let busy = busy.clone();
+            tokio::spawn(async move {
+                for n in 0.. {
+                    busy.enqueue(vec![flow(&format!("load-{task}-{n}"))]).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut waits = Vec::new();
+    for n in 0..300 {
+        let start = std::time::Instant::now();
+        other.enqueue(vec![flow(&format!("flow-{n}"))]).await.unwrap();
+        waits.push(start.elapsed());
+    }
+    load.iter().for_each(tokio::task::JoinHandle::abort);
+    waits.sort_unstable();
+    println!("a write beside a busy log takes {:?} (median), {:?} at most", waits[150], waits[299]);
+    assert!(waits[150] < Duration::from_secs(1));
+}
+
 /// A log in a file, with its directory, and one in memory.
 async fn logs() -> [(Option<TempDir>, SqliteExecutionLog); 2] {
     let directory = directory();

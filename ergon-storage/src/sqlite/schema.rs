@@ -1,6 +1,7 @@
 //! Opening a file: whose it is, which version it has, and the way to the present one.
 
 use std::{
+    cell::Cell,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -115,6 +116,8 @@ pub(super) fn version() -> i32 {
 const CACHE_KIB: i64 = 8 << 10;
 /// After how many pages the write-ahead log is copied into the file.
 const CHECKPOINT_PAGES: i64 = 8_000;
+/// The pause before a lock that another process holds is asked for again.
+const BUSY_RETRY: Duration = Duration::from_micros(300);
 /// The pause before the file's mode is asked for again, where SQLite does not wait by itself.
 const MODE_RETRY: Duration = Duration::from_millis(5);
 
@@ -136,6 +139,7 @@ pub(super) fn open_writer(path: &Path, create: Create, busy: Duration, durabilit
         return Err(invalid(path, "may only be read, an execution log must be written"));
     }
     write_ahead(&conn, busy).map_err(failed)?;
+    wait_often(&mut conn, busy).map_err(failed)?;
     configure(&conn, durability).map_err(failed)?;
     migrate(&mut conn, path)?;
     Ok(conn)
@@ -254,6 +258,25 @@ fn write_ahead(conn: &Connection, busy: Duration) -> rusqlite::Result<()> {
             other => return other.map(drop),
         }
     }
+}
+
+thread_local! {
+    /// How long the writing connection of this thread waits for the lock.
+    static BUSY_TIMEOUT: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// Has the connection ask for the lock at short, even intervals. SQLite's own growing ones, up to 100 ms, make a
+/// process all but miss the short gaps that a busy one leaves.
+fn wait_often(conn: &mut Connection, busy: Duration) -> rusqlite::Result<()> {
+    BUSY_TIMEOUT.set(busy);
+    conn.busy_handler(Some(|times| {
+        let waited = BUSY_RETRY * u32::try_from(times).unwrap_or(u32::MAX);
+        let goes_on = waited < BUSY_TIMEOUT.get();
+        if goes_on {
+            thread::sleep(BUSY_RETRY);
+        }
+        goes_on
+    }))
 }
 
 /// Goes from the file's version to the present one, in one transaction.

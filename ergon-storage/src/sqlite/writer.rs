@@ -295,7 +295,10 @@ impl<'c> Writer<'c> {
     /// Sees whether another process has written, when there is nothing else to do. The lock is needed, for the
     /// change that was heard of may not be a commit yet: whoever makes it holds the lock until it is one.
     fn look_alone(&mut self) {
-        if let Err(fault) = self.transact(&mut []) {
+        // What is visible needs no lock, which a busy process may hold for long.
+        let seen = self.look();
+        self.hints.give(&self.environment.hub);
+        if let Err(fault) = seen.and_then(|()| self.transact(&mut [])) {
             // Someone writes, and a hint may be spurious.
             self.hints.all = true;
             tracing::debug!(error = ?fault, "could not see whether another process has written");
