@@ -21,6 +21,8 @@ mod error;
 mod flow;
 mod id;
 mod log;
+#[cfg(feature = "memory")]
+mod memory;
 mod message;
 mod query;
 mod record;
@@ -38,6 +40,8 @@ pub use log::{
     Cancelled, ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Enqueued, ExecutionLog, Lease, LeaseState, Limits,
     Retried,
 };
+#[cfg(feature = "memory")]
+pub use memory::InMemoryExecutionLog;
 pub use message::{Channel, ChildOutcome, Message, NewMessage, Sent};
 pub use query::{Count, Cursor, Filter, FlowPage, PrunePolicy};
 pub use record::{CallKind, CallPath, InvalidPath, Phase, Record};

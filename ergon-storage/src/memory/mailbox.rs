@@ -1,0 +1,86 @@
+//! What waits to be read by a flow.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use bytes::Bytes;
+
+use crate::{Channel, Message, Timestamp};
+
+/// The messages of one flow, and the keys of all it ever received.
+#[derive(Debug, Default)]
+pub(super) struct Mailbox {
+    /// The number of the latest message, also if that one has left.
+    last: u32,
+    messages: BTreeMap<u32, Message>,
+    /// The numbers of the waiting messages by channel; no channel without one.
+    channels: HashMap<Channel, BTreeSet<u32>>,
+    keys: HashSet<String>,
+}
+
+impl Mailbox {
+    /// Remembers a sender's key; false if it was known.
+    pub(super) fn remember(&mut self, key: String) -> bool {
+        self.keys.insert(key)
+    }
+
+    /// True when a message with this key has arrived before.
+    pub(super) fn knows(&self, key: &str) -> bool {
+        self.keys.contains(key)
+    }
+
+    /// Puts a message in, after it has been given its number and passed through `finish`.
+    pub(super) fn push(
+        &mut self,
+        channel: Channel,
+        at: Timestamp,
+        payload: Bytes,
+        finish: impl FnOnce(Message) -> Message,
+    ) {
+        self.last += 1;
+        self.channels.entry(channel.clone()).or_default().insert(self.last);
+        self.messages.insert(self.last, finish(Message::new(self.last, channel, at, payload)));
+    }
+
+    /// Takes a message out; one that is not there is passed over.
+    pub(super) fn remove(&mut self, seq: u32) {
+        let Some(message) = self.messages.remove(&seq) else { return };
+        if let Some(numbers) = self.channels.get_mut(&message.channel) {
+            numbers.remove(&seq);
+            if numbers.is_empty() {
+                self.channels.remove(&message.channel);
+            }
+        }
+    }
+
+    /// Takes all messages out; numbers and keys stay used.
+    pub(super) fn clear(&mut self) {
+        self.messages = BTreeMap::new();
+        self.channels = HashMap::new();
+    }
+
+    /// How many messages wait.
+    pub(super) fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// True when a message waits on one of these channels.
+    pub(super) fn has_any(&self, channels: &[Channel]) -> bool {
+        channels.iter().any(|channel| self.channels.contains_key(channel))
+    }
+
+    /// The messages on these channels (all, when none is named) after number `after`, at most `limit`.
+    pub(super) fn read(&self, channels: &[Channel], after: u32, limit: usize) -> Vec<Message> {
+        let Some(from) = after.checked_add(1) else { return Vec::new() };
+        if channels.is_empty() {
+            return self.messages.range(from..).take(limit).map(|(_, message)| message.clone()).collect();
+        }
+        // The first `limit` of all are among the first `limit` of each.
+        let numbers: BTreeSet<u32> = channels
+            .iter()
+            .filter_map(|channel| self.channels.get(channel))
+            .flat_map(|numbers| numbers.range(from..).take(limit))
+            .copied()
+            .collect();
+        numbers.iter().take(limit).filter_map(|seq| self.messages.get(seq)).cloned().collect()
+    }
+}

@@ -1,0 +1,649 @@
+//! The state of a log and its transitions.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+
+use super::{
+    lanes::{Lane, Lanes},
+    mailbox::Mailbox,
+};
+use crate::{
+    Cancelled, Channel, ChildOutcome, ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Commit, Committed, Count,
+    Cursor, Enqueued, Error, ErrorKind, Filter, FlowId, FlowInfo, FlowPage, FlowRecord, FlowState, Lease, LeaseState,
+    Limits, Message, NewFlow, NewMessage, Next, Phase, PrunePolicy, Record, Result, Retried, Sent, Timestamp, Wake,
+};
+
+/// Everything in a log. Each method is one transition: it refuses before it changes anything.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// The flows by the number under which they were accepted. Boxed, for tree nodes move their values.
+    flows: BTreeMap<u64, Box<Flow>>,
+    /// The number of the latest flow, also if that one was deleted.
+    last: u64,
+    ids: HashMap<FlowId, u64>,
+    /// The flows that name this one as their parent, which need not exist.
+    children: HashMap<FlowId, BTreeSet<u64>>,
+    index: Index,
+    /// What the transition has given rise to; taken after each one.
+    pub(super) hints: Hints,
+}
+
+/// The flows by what their state makes of them.
+#[derive(Debug, Default)]
+struct Index {
+    lanes: Lanes,
+    stalled: BTreeSet<u64>,
+    finished: BTreeSet<(Timestamp, u64)>,
+}
+
+/// Whom to wake after a transition.
+#[derive(Debug, Default)]
+pub(super) struct Hints {
+    pub(super) queue: bool,
+    pub(super) flows: Vec<FlowId>,
+}
+
+/// A flow with everything that belongs to it.
+#[derive(Debug)]
+struct Flow {
+    info: FlowInfo,
+    input: Bytes,
+    result: Bytes,
+    history: Vec<Record>,
+    mailbox: Mailbox,
+    /// The last commit under the latest lease and its answer, for its repeat.
+    last_commit: Option<(u32, Committed)>,
+    /// The build that could not go on; `None` unless stalled by one.
+    stalled_by: Option<Arc<str>>,
+}
+
+/// How a flow ends.
+struct End {
+    outcome: ChildOutcome,
+    state: FlowState,
+    reason: Option<Arc<str>>,
+    result: Bytes,
+    /// What the parent hears.
+    told: Bytes,
+}
+
+impl Flow {
+    fn new(flow: NewFlow, start_at: Timestamp, deadline_at: Option<Timestamp>, now: Timestamp) -> Self {
+        let info = FlowInfo {
+            id: flow.id,
+            flow_type: flow.flow_type,
+            version: flow.version,
+            queue: flow.queue,
+            priority: flow.priority,
+            state: FlowState::Scheduled,
+            reason: None,
+            wake: Wake::default(),
+            parent: flow.parent,
+            created_at: now,
+            start_at,
+            started_at: None,
+            finished_at: None,
+            deadline_at,
+            due_at: Some(start_at),
+            epoch: 0,
+            deliveries: 0,
+            records: 0,
+            worker: None,
+        };
+        Self {
+            info,
+            input: flow.input,
+            result: Bytes::new(),
+            history: Vec::new(),
+            mailbox: Mailbox::default(),
+            last_commit: None,
+            stalled_by: None,
+        }
+    }
+
+    /// Puts the flow into a state in which it waits for nothing, with its reason if it has one.
+    fn set(&mut self, state: FlowState, due_at: Option<Timestamp>, reason: Option<Arc<str>>) {
+        self.info.state = state;
+        self.info.due_at = due_at;
+        self.info.reason = reason;
+        self.info.wake = Wake::default();
+        self.stalled_by = None;
+    }
+
+    fn is_due(&self, now: Timestamp) -> bool {
+        self.info.due_at.is_some_and(|due_at| due_at <= now)
+    }
+
+    fn holds(&self, lease: &Lease) -> bool {
+        self.info.epoch == lease.epoch && self.info.state == FlowState::Running
+    }
+}
+
+impl State {
+    // ---- queue -------------------------------------------------------------------------------------------
+
+    pub(super) fn enqueue(&mut self, flows: Vec<NewFlow>, now: Timestamp, limits: &Limits) -> Result<Vec<Enqueued>> {
+        let instants = flows.iter().map(|flow| flow.check(now, limits)).collect::<Result<Vec<_>>>()?;
+        let mut answers = Vec::with_capacity(flows.len());
+        for (flow, (start_at, deadline_at)) in flows.into_iter().zip(instants) {
+            answers.push(if let Some(taken) = self.get(&flow.id) {
+                Enqueued::Existing { same: taken.info.flow_type == flow.flow_type && taken.input == flow.input }
+            } else {
+                self.insert(Flow::new(flow, start_at, deadline_at, now));
+                Enqueued::Created
+            });
+        }
+        Ok(answers)
+    }
+
+    pub(super) fn claim(&mut self, request: &ClaimRequest, now: Timestamp) -> Claimed {
+        let lanes = Lane::all_of(&request.target);
+        let single = match &request.target {
+            ClaimTarget::Flow(id) => self.ids.get(id).copied(),
+            ClaimTarget::Queues { .. } => None,
+        };
+        let mut chosen = Vec::new();
+        let mut poisonous = Vec::new();
+        let due_alone = single.filter(|number| self.flows[number].is_due(now));
+        for number in due_alone.into_iter().chain(self.index.lanes.due(&lanes, now)) {
+            if chosen.len() >= request.limit {
+                break;
+            }
+            let harmless = self.flows[&number].info.deliveries < request.deliveries_max.max(1);
+            if harmless { &mut chosen } else { &mut poisonous }.push(number);
+        }
+        for number in poisonous {
+            self.update(number, |flow| {
+                let (times, worker) = (flow.info.deliveries, flow.info.worker.as_deref().unwrap_or("nobody"));
+                let reason = format!(
+                    "claimed {times} times without making progress, the last time by {worker:?}; `retry` offers it \
+                     again"
+                );
+                flow.set(FlowState::Stalled, None, Some(reason.into()));
+            });
+        }
+        let flows = chosen.into_iter().map(|number| self.lease(number, request, now)).collect();
+        let next_due_at = match single {
+            Some(number) => self.flows[&number].info.due_at,
+            None => self.index.lanes.next_due_at(&lanes),
+        };
+        Claimed { flows, next_due_at }
+    }
+
+    fn lease(&mut self, number: u64, request: &ClaimRequest, now: Timestamp) -> ClaimedFlow {
+        self.update(number, |flow| {
+            flow.set(FlowState::Running, Some(now.saturating_add(request.lease)), None);
+            flow.last_commit = None;
+            flow.info.started_at.get_or_insert(now);
+            flow.info.epoch += 1;
+            flow.info.deliveries += 1;
+            flow.info.worker = Some(Arc::clone(&request.worker));
+            ClaimedFlow {
+                lease: Lease { flow: flow.info.id.clone(), epoch: flow.info.epoch, key: number },
+                info: flow.info.clone(),
+                input: flow.input.clone(),
+                history: flow.history.iter().take(request.history_max).cloned().collect(),
+                messages: flow.mailbox.read(&[], 0, request.messages_max),
+                more_messages: flow.mailbox.len() > request.messages_max,
+            }
+        })
+    }
+
+    pub(super) fn heartbeat(&mut self, leases: &[Lease], until: Timestamp) -> Vec<LeaseState> {
+        leases
+            .iter()
+            .map(|lease| match self.leased(lease) {
+                Ok(flow) if flow.info.state == FlowState::Cancelled => LeaseState::Cancelled,
+                Ok(flow) if flow.holds(lease) => {
+                    let flow = self.flows.get_mut(&lease.key).expect("found above");
+                    self.index.lanes.remove(&flow.info, lease.key);
+                    flow.info.due_at = Some(until);
+                    self.index.lanes.insert(&flow.info, lease.key);
+                    LeaseState::Held
+                }
+                _ => LeaseState::Lost,
+            })
+            .collect()
+    }
+
+    pub(super) fn release(&mut self, lease: &Lease, now: Timestamp) -> Result<()> {
+        if !self.leased(lease)?.holds(lease) {
+            return Err(Error::lease_lost(&lease.flow));
+        }
+        self.update(lease.key, |flow| {
+            flow.set(FlowState::Scheduled, Some(now), None);
+            flow.info.deliveries = flow.info.deliveries.saturating_sub(1);
+        });
+        Ok(())
+    }
+
+    // ---- run ---------------------------------------------------------------------------------------------
+
+    pub(super) fn commit(&mut self, commit: Commit, now: Timestamp, limits: &Limits) -> Result<Committed> {
+        let Commit { lease, number, records, consumed, children, next } = commit;
+        let flow = self.leased(&lease)?;
+        let last = match flow.last_commit {
+            Some((last, answer)) if last == number => return Ok(answer),
+            Some((last, _)) => last,
+            None => 0,
+        };
+        if !flow.holds(&lease) {
+            return Err(Error::lease_lost(&lease.flow));
+        }
+        let invalid = |message| Err(Error::new(ErrorKind::Invalid, message).with_flow(&lease.flow));
+        if last.checked_add(1) != Some(number) {
+            return invalid(format!("commit {number} does not follow on commit {last}"));
+        }
+        for (record, seq) in records.iter().zip(flow.info.records + 1..) {
+            if record.seq != seq {
+                return invalid(format!("record {} does not follow on record {}", record.seq, seq - 1));
+            }
+        }
+        let instants = children.iter().map(|child| child.check(now, limits)).collect::<Result<Vec<_>>>()?;
+
+        // From here on nothing is refused.
+        let flow = self.flows.get_mut(&lease.key).expect("found above");
+        if !records.is_empty() {
+            flow.info.records = records[records.len() - 1].seq;
+            flow.info.deliveries = 0;
+            flow.history.extend(records);
+        }
+        for seq in consumed {
+            flow.mailbox.remove(seq);
+        }
+        for (child, (start_at, deadline_at)) in children.into_iter().zip(instants) {
+            self.start_child(lease.key, child, start_at, deadline_at, now);
+        }
+        let answer = self.go_on(lease.key, next, now);
+        self.flows.get_mut(&lease.key).expect("found above").last_commit = Some((number, answer));
+        Ok(answer)
+    }
+
+    fn go_on(&mut self, number: u64, next: Next, now: Timestamp) -> Committed {
+        match next {
+            Next::Run => {}
+            Next::Suspend(wake) => {
+                let flow = &self.flows[&number];
+                // A deadline wakes a flow just as its own instant does.
+                let due_at = wake.at.into_iter().chain(flow.info.deadline_at).min();
+                if due_at.is_some_and(|due_at| due_at <= now) || flow.mailbox.has_any(&wake.channels) {
+                    return Committed::Awake;
+                }
+                self.update(number, |flow| {
+                    flow.set(FlowState::Suspended, due_at, None);
+                    flow.info.wake = wake;
+                    flow.info.deliveries = 0;
+                });
+                return Committed::Suspended;
+            }
+            Next::Complete { result } => {
+                let end = End {
+                    outcome: ChildOutcome::Completed,
+                    state: FlowState::Completed,
+                    reason: None,
+                    told: result.clone(),
+                    result,
+                };
+                self.end(number, end, now);
+            }
+            Next::Fail { error, reason } => {
+                let end = End {
+                    outcome: ChildOutcome::Failed,
+                    state: FlowState::Failed,
+                    reason: Some(reason),
+                    told: error.clone(),
+                    result: error,
+                };
+                self.end(number, end, now);
+            }
+            Next::Stall { reason, build } => self.update(number, |flow| {
+                flow.set(FlowState::Stalled, None, Some(reason));
+                flow.stalled_by = Some(build);
+            }),
+        }
+        Committed::Applied
+    }
+
+    fn start_child(
+        &mut self,
+        parent: u64,
+        child: NewFlow,
+        start_at: Timestamp,
+        deadline_at: Option<Timestamp>,
+        now: Timestamp,
+    ) {
+        let place = |parent: &Option<crate::Parent>| parent.as_ref().map(|p| (p.id.clone(), p.path.clone()));
+        let wanted = place(&child.parent);
+        match self.get(&child.id).map(|taken| place(&taken.info.parent)) {
+            None => self.insert(Flow::new(child, start_at, deadline_at, now)),
+            Some(taken) if taken == wanted => {}
+            Some(_) => {
+                let text = format!("the id {:?} belongs to a flow that this call did not start", child.id);
+                let path = child.parent.map(|parent| parent.path.to_string()).unwrap_or_default();
+                self.deliver(parent, Channel::children(), text.into(), now, |message| {
+                    message.with_child(ChildOutcome::Refused, path)
+                });
+            }
+        }
+    }
+
+    /// Ends a flow and tells its parent.
+    fn end(&mut self, number: u64, end: End, now: Timestamp) {
+        let parent = self.update(number, |flow| {
+            flow.set(end.state, None, end.reason);
+            flow.info.finished_at = Some(now);
+            flow.result = end.result;
+            flow.mailbox.clear();
+            flow.info.parent.clone()
+        });
+        let Some(parent) = parent.filter(|parent| !parent.detached) else { return };
+        let Some(&number) = self.ids.get(&parent.id) else { return };
+        if !self.flows[&number].info.state.is_final() {
+            self.deliver(number, Channel::children(), end.told, now, |message| {
+                message.with_child(end.outcome, parent.path.to_string())
+            });
+        }
+    }
+
+    /// Puts a message into a mailbox, and wakes the flow if it waits for it.
+    fn deliver(
+        &mut self,
+        number: u64,
+        channel: Channel,
+        payload: Bytes,
+        now: Timestamp,
+        finish: impl FnOnce(Message) -> Message,
+    ) {
+        let flow = self.flows.get_mut(&number).expect("the caller has found it");
+        let wakes = flow.info.state == FlowState::Suspended && flow.info.wake.channels.contains(&channel);
+        flow.mailbox.push(channel, now, payload, finish);
+        if wakes {
+            self.update(number, |flow| {
+                // A timer may have come before the message, and nobody has claimed the flow since.
+                let due_at = flow.info.due_at.map_or(now, |due_at| due_at.min(now));
+                flow.set(FlowState::Scheduled, Some(due_at), None);
+            });
+        } else {
+            self.hints.flows.push(flow.info.id.clone());
+        }
+    }
+
+    // ---- outside -----------------------------------------------------------------------------------------
+
+    pub(super) fn send(&mut self, message: NewMessage, now: Timestamp) -> Result<Sent> {
+        let number = self.find(&message.to)?;
+        let flow = self.flows.get_mut(&number).expect("found above");
+        if message.key.as_deref().is_some_and(|key| flow.mailbox.knows(key)) {
+            return Ok(Sent::Duplicate);
+        }
+        if flow.info.state.is_final() {
+            return Err(Error::finished(&message.to, flow.info.state));
+        }
+        if let Some(key) = message.key {
+            flow.mailbox.remember(key);
+        }
+        self.deliver(number, message.channel, message.payload, now, |message| message);
+        Ok(Sent::Accepted)
+    }
+
+    pub(super) fn cancel(&mut self, id: &FlowId, reason: &str, now: Timestamp) -> Result<Cancelled> {
+        let number = self.find(id)?;
+        let state = self.flows[&number].info.state;
+        if state.is_final() {
+            return Ok(Cancelled::Already(state));
+        }
+        let reason: Arc<str> = reason.into();
+        let told = Bytes::copy_from_slice(reason.as_bytes());
+        let mut pending = vec![number];
+        // Each flow ends before its children, so that they find no parent to tell.
+        while let Some(number) = pending.pop() {
+            let flow = self.flows.get_mut(&number).expect("children are flows");
+            if flow.info.state.is_final() {
+                continue;
+            }
+            flow.last_commit = None;
+            if let Some(children) = self.children.get(&flow.info.id) {
+                let attached = |child: &&u64| self.flows[*child].info.parent.as_ref().is_some_and(|p| !p.detached);
+                pending.extend(children.iter().filter(attached));
+            }
+            let end = End {
+                outcome: ChildOutcome::Cancelled,
+                state: FlowState::Cancelled,
+                reason: Some(Arc::clone(&reason)),
+                result: Bytes::new(),
+                told: told.clone(),
+            };
+            self.end(number, end, now);
+        }
+        Ok(Cancelled::Now)
+    }
+
+    pub(super) fn retry(&mut self, id: &FlowId, now: Timestamp) -> Result<Retried> {
+        let number = self.find(id)?;
+        let state = self.flows[&number].info.state;
+        if !matches!(state, FlowState::Failed | FlowState::Stalled) {
+            return Ok(Retried::Not(state));
+        }
+        self.update(number, |flow| {
+            if state == FlowState::Failed {
+                flow.forget_failed_call();
+            }
+            flow.set(FlowState::Scheduled, Some(now), None);
+            flow.info.deliveries = 0;
+            flow.info.finished_at = None;
+            flow.result = Bytes::new();
+        });
+        Ok(Retried::Scheduled)
+    }
+
+    pub(super) fn reoffer(&mut self, types: &[(Arc<str>, u32)], build: &str, now: Timestamp) -> u64 {
+        let offered: Vec<u64> = (self.index.stalled.iter().copied())
+            .filter(|number| {
+                let flow = &self.flows[number];
+                flow.stalled_by.as_deref().is_some_and(|stalled_by| stalled_by != build)
+                    && types.iter().any(|(name, version)| (name, *version) == (&flow.info.flow_type, flow.info.version))
+            })
+            .collect();
+        for &number in &offered {
+            self.update(number, |flow| flow.set(FlowState::Scheduled, Some(now), None));
+        }
+        offered.len() as u64
+    }
+
+    // ---- read --------------------------------------------------------------------------------------------
+
+    pub(super) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    pub(super) fn flow(&self, id: &FlowId) -> Option<FlowRecord> {
+        let flow = self.get(id)?;
+        Some(FlowRecord { info: flow.info.clone(), input: flow.input.clone(), result: flow.result.clone() })
+    }
+
+    pub(super) fn history(&self, id: &FlowId, after: u32, limit: usize) -> Result<Vec<Record>> {
+        let flow = &self.flows[&self.find(id)?];
+        let after = usize::try_from(after).unwrap_or(usize::MAX);
+        Ok(flow.history.iter().skip(after).take(limit).cloned().collect())
+    }
+
+    pub(super) fn messages(&self, id: &FlowId, channels: &[Channel], after: u32, limit: usize) -> Result<Vec<Message>> {
+        Ok(self.flows[&self.find(id)?].mailbox.read(channels, after, limit))
+    }
+
+    pub(super) fn list(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> FlowPage {
+        let from = after.map_or(0, |cursor| cursor.number().saturating_add(1));
+        let mut page = FlowPage::default();
+        let mut last = None;
+        for (&number, flow) in self.flows.range(from..).filter(|(_, flow)| filter.accepts(&flow.info)) {
+            if page.flows.len() >= limit.max(1) {
+                page.next = last.map(Cursor::from_number);
+                break;
+            }
+            page.flows.push(flow.info.clone());
+            last = Some(number);
+        }
+        page
+    }
+
+    pub(super) fn counts(&self) -> Vec<Count> {
+        let mut counts: BTreeMap<_, Count> = BTreeMap::new();
+        for info in self.flows.values().map(|flow| &flow.info) {
+            let key = (&info.queue, &info.flow_type, info.version, info.state);
+            let count = counts.entry(key).or_insert_with(|| Count {
+                queue: Arc::clone(&info.queue),
+                flow_type: Arc::clone(&info.flow_type),
+                version: info.version,
+                state: info.state,
+                flows: 0,
+                oldest_due_at: None,
+            });
+            count.flows += 1;
+            if info.state == FlowState::Scheduled {
+                count.oldest_due_at = count.oldest_due_at.into_iter().chain(info.due_at).min();
+            }
+        }
+        counts.into_values().collect()
+    }
+
+    // ---- upkeep ------------------------------------------------------------------------------------------
+
+    pub(super) fn prune(&mut self, policy: &PrunePolicy, now: Timestamp) -> u64 {
+        let forgotten: Vec<u64> = (self.index.finished.iter())
+            .take_while(|(finished_at, _)| finished_at.saturating_add(policy.older_than) <= now)
+            .map(|&(_, number)| number)
+            .filter(|number| {
+                let info = &self.flows[number].info;
+                (policy.states.is_empty() || policy.states.contains(&info.state))
+                    && policy.flow_type.as_ref().is_none_or(|flow_type| *flow_type == info.flow_type)
+                    && !self.is_awaited(info)
+            })
+            .take(policy.limit as usize)
+            .collect();
+        for &number in &forgotten {
+            self.forget(number);
+        }
+        forgotten.len() as u64
+    }
+
+    pub(super) fn delete(&mut self, id: &FlowId) -> Result<bool> {
+        let Some(&number) = self.ids.get(id) else { return Ok(false) };
+        let info = &self.flows[&number].info;
+        let conflict = |message| Err(Error::new(ErrorKind::Conflict, message).with_flow(id));
+        if !info.state.is_final() {
+            return conflict(format!("the flow is {}, only one that has ended can be deleted", info.state));
+        }
+        if self.is_awaited(info) {
+            return conflict("the flow's parent has not ended".into());
+        }
+        self.forget(number);
+        Ok(true)
+    }
+
+    /// True when the flow has a parent that hears of its end and has not ended itself.
+    fn is_awaited(&self, info: &FlowInfo) -> bool {
+        let parent = info.parent.as_ref().filter(|parent| !parent.detached);
+        parent.and_then(|parent| self.get(&parent.id)).is_some_and(|parent| !parent.info.state.is_final())
+    }
+
+    fn forget(&mut self, number: u64) {
+        let Some(flow) = self.flows.remove(&number) else { return };
+        self.index.remove(number, &flow.info);
+        self.ids.remove(&flow.info.id);
+        if let Some(parent) = &flow.info.parent
+            && let Some(siblings) = self.children.get_mut(&parent.id)
+        {
+            siblings.remove(&number);
+            if siblings.is_empty() {
+                self.children.remove(&parent.id);
+            }
+        }
+        self.hints.flows.push(flow.info.id);
+    }
+
+    // ---- the maps ----------------------------------------------------------------------------------------
+
+    fn get(&self, id: &FlowId) -> Option<&Flow> {
+        self.ids.get(id).map(|number| &*self.flows[number])
+    }
+
+    fn find(&self, id: &FlowId) -> Result<u64> {
+        self.ids.get(id).copied().ok_or_else(|| Error::not_found(id))
+    }
+
+    /// The flow whose latest lease this is, though it may have ended.
+    fn leased(&self, lease: &Lease) -> Result<&Flow> {
+        let flow = self.flows.get(&lease.key).filter(|flow| flow.info.id == lease.flow);
+        flow.filter(|flow| flow.info.epoch == lease.epoch)
+            .map(|flow| &**flow)
+            .ok_or_else(|| Error::lease_lost(&lease.flow))
+    }
+
+    fn insert(&mut self, flow: Flow) {
+        self.last += 1;
+        self.ids.insert(flow.info.id.clone(), self.last);
+        if let Some(parent) = &flow.info.parent {
+            self.children.entry(parent.id.clone()).or_default().insert(self.last);
+        }
+        self.index.insert(self.last, &flow.info);
+        self.hints.changed(&flow.info);
+        self.flows.insert(self.last, Box::new(flow));
+    }
+
+    /// Changes the state of a flow: the only way, so that the index always agrees with it.
+    fn update<T>(&mut self, number: u64, change: impl FnOnce(&mut Flow) -> T) -> T {
+        let flow = self.flows.get_mut(&number).expect("the caller has found it");
+        self.index.remove(number, &flow.info);
+        let answer = change(flow);
+        self.index.insert(number, &flow.info);
+        self.hints.changed(&flow.info);
+        answer
+    }
+}
+
+impl Index {
+    fn insert(&mut self, number: u64, info: &FlowInfo) {
+        match info.state {
+            FlowState::Scheduled | FlowState::Running | FlowState::Suspended => self.lanes.insert(info, number),
+            FlowState::Stalled => _ = self.stalled.insert(number),
+            FlowState::Completed | FlowState::Failed | FlowState::Cancelled => {
+                self.finished.extend(info.finished_at.map(|at| (at, number)));
+            }
+        }
+    }
+
+    fn remove(&mut self, number: u64, info: &FlowInfo) {
+        match info.state {
+            FlowState::Scheduled | FlowState::Running | FlowState::Suspended => self.lanes.remove(info, number),
+            FlowState::Stalled => _ = self.stalled.remove(&number),
+            FlowState::Completed | FlowState::Failed | FlowState::Cancelled => {
+                info.finished_at.inspect(|at| _ = self.finished.remove(&(*at, number)));
+            }
+        }
+    }
+}
+
+impl Hints {
+    /// A flow has come to this state.
+    fn changed(&mut self, info: &FlowInfo) {
+        // Also for one that is not due yet: whoever waits may have been told a later instant.
+        self.queue |= info.due_at.is_some() && info.state != FlowState::Running;
+        self.flows.push(info.id.clone());
+    }
+}
+
+impl Flow {
+    /// Removes the failed outcome at the end of the history, if there is one, and the attempts that led to it.
+    fn forget_failed_call(&mut self) {
+        let Some(failed) = self.history.pop_if(|record| record.phase == Phase::Failed) else { return };
+        self.history.retain(|record| record.phase != Phase::Attempt || record.path != failed.path);
+        for (record, seq) in self.history.iter_mut().zip(1..) {
+            record.seq = seq;
+        }
+        self.info.records = self.history.last().map_or(0, |record| record.seq);
+    }
+}
