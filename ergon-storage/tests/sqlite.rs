@@ -422,6 +422,20 @@ async fn claims_over_two_logs_are_exclusive() {
     assert_eq!(all.len(), 500);
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_log_behind_a_link_is_watched_too() {
+    let (directory, links) = (directory(), directory());
+    let (path, link) = (directory.path().join("log.db"), links.path().join("link.db"));
+    let one = SqliteExecutionLog::open(&path).await.unwrap();
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    let two = SqliteExecutionLog::open(&link).await.unwrap();
+    let mut queue = two.watch(Topic::Queue);
+    while tokio::time::timeout(Duration::from_millis(20), queue.changed()).await.is_ok() {}
+    one.enqueue(vec![flow("a")]).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), queue.changed()).await.expect("the other log is woken");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_log_leaves_room_for_another() {
     let directory = directory();

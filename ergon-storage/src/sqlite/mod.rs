@@ -119,7 +119,10 @@ impl SqliteExecutionLog {
         self.inner.path.as_deref()
     }
 
-    async fn start(options: SqliteOptions) -> Result<Self> {
+    async fn start(mut options: SqliteOptions) -> Result<Self> {
+        // The readers open the file later, when the working directory may be another. What is no path is refused
+        // by the writer.
+        options.path = options.path.map(|path| std::path::absolute(&path).unwrap_or(path));
         let (inbox, requests) = mpsc::channel(writer::INBOX_JOBS_MAX);
         let (opened, outcome) = oneshot::channel();
         let looking = Arc::new(AtomicBool::new(false));

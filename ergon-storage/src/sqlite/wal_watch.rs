@@ -63,7 +63,8 @@ fn watch<W: Watcher + Send + Sync + 'static>(
 
 /// SQLite's name for the write-ahead log of a file. It stays in place while a connection is open.
 fn log_of(file: &Path) -> PathBuf {
-    let mut name = OsString::from(file);
+    // It lies beside the file itself, not beside a link to it.
+    let mut name = OsString::from(file.canonicalize().unwrap_or_else(|_| file.to_path_buf()));
     name.push("-wal");
     name.into()
 }
