@@ -138,3 +138,8 @@ pub mod __private {
 
 #[cfg(test)]
 mod replay_tests;
+
+/// The program in the readme compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
