@@ -1,7 +1,7 @@
 //! A log between an engine and its log that breaks what is asked of it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     future::Future,
     sync::{
@@ -49,6 +49,8 @@ struct Faults {
     plan: Mutex<BTreeMap<u64, Fault>>,
     outage: AtomicBool,
     crashed: watch::Sender<bool>,
+    /// Methods whose calls wait.
+    held: watch::Sender<BTreeSet<&'static str>>,
     calls: Mutex<BTreeMap<&'static str, u64>>,
 }
 
@@ -70,6 +72,7 @@ impl FaultyLog {
             plan: Mutex::default(),
             outage: AtomicBool::new(false),
             crashed: watch::Sender::new(false),
+            held: watch::Sender::default(),
             calls: Mutex::default(),
         };
         Self { inner, faults: Arc::new(faults) }
@@ -91,6 +94,16 @@ impl FaultyLog {
         self.faults.outage.store(outage, Ordering::Release);
     }
 
+    /// Lets the calls of a method wait, from now on.
+    pub fn hold(&self, method: &'static str) {
+        self.faults.held.send_modify(|held| _ = held.insert(method));
+    }
+
+    /// Lets the calls of a method go on.
+    pub fn free(&self, method: &'static str) {
+        self.faults.held.send_modify(|held| _ = held.remove(method));
+    }
+
     /// Lets the process die now: nothing is answered any more.
     pub fn crash(&self) {
         self.faults.crashed.send_replace(true);
@@ -108,7 +121,7 @@ impl FaultyLog {
         lock(&self.faults.calls).clone()
     }
 
-    /// How often the methods were called that ask or change something.
+    /// How often any method was called that asks or changes something.
     pub fn calls_in_all(&self) -> u64 {
         lock(&self.faults.calls).values().sum()
     }
@@ -116,6 +129,9 @@ impl FaultyLog {
     async fn ask<T>(&self, method: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
         *lock(&self.faults.calls).entry(method).or_default() += 1;
         self.alive().await?;
+        let mut held = self.faults.held.subscribe();
+        // The sender is part of `self`.
+        let _ = held.wait_for(|held| !held.contains(method)).await;
         let answer = call.await;
         self.alive().await?;
         answer
