@@ -158,3 +158,34 @@ async fn a_claim_is_as_fast_with_a_million_waiting_flows() {
         println!("{target} flows wait: a claim takes {:?} (median)", times[150]);
     }
 }
+
+/// The processor time of each of this process's threads whose name begins so.
+#[cfg(target_os = "linux")]
+fn processor_time(name: &str) -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let nanos = tasks.filter_map(|task| {
+        let task = task.ok()?.path();
+        let named = std::fs::read_to_string(task.join("comm")).ok()?.starts_with(name);
+        let spent = std::fs::read_to_string(task.join("schedstat")).ok()?;
+        named.then(|| spent.split(' ').next()?.parse::<u64>().ok()).flatten()
+    });
+    Duration::from_nanos(nanos.sum())
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn an_idle_log_uses_no_processor_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = SqliteExecutionLog::open(directory.path().join("log.db")).await.unwrap();
+    log.enqueue(vec![flow("idle", 1)]).await.unwrap();
+    log.flow(&FlowId::new("idle").unwrap()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let spent = || processor_time("ergon-sqlite") + processor_time("notify-rs");
+    let before = spent();
+    assert!(before > Duration::ZERO, "the threads were found");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let used = spent().saturating_sub(before);
+    println!("an idle log used {used:?} of processor time in 3 s");
+    assert!(used.is_zero());
+}
