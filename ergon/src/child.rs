@@ -196,14 +196,14 @@ impl<F: Flow> Future for ChildHandle<F> {
         }
         match codec::decode::<Failure<F::Error>>(&what, &payload) {
             Ok(Failure::Error(error)) => Poll::Ready(Err(error)),
-            Ok(Failure::Fault(error)) => match F::error_caps().from_error {
-                Some(from_error) => Poll::Ready(Err(from_error(error))),
-                None => {
-                    let message = format!("child flow {id:?} did not end by itself: {error}");
-                    flow.halt(Halt::Fault(Error::of(error.kind(), message)));
-                    Poll::Pending
+            Ok(Failure::Fault(error)) => {
+                if let Some(from_error) = F::error_caps().from_error {
+                    return Poll::Ready(Err(from_error(error)));
                 }
-            },
+                let message = format!("child flow {id:?} did not end by itself: {error}");
+                flow.halt(Halt::Fault(Error::of(error.kind(), message)));
+                Poll::Pending
+            }
             Err(error) => unreadable(error),
         }
     }

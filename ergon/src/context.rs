@@ -285,16 +285,12 @@ pub fn uuid() -> Uuid {
 #[track_caller]
 fn draw(what: &str) -> Uuid {
     let context = Context::current(what);
-    match &context.step {
-        Some(step) => {
-            let draw = step.draws.fetch_add(1, Ordering::Relaxed);
-            context.flow.key(&format!("draw {} {} {draw}", step.path, step.attempt))
-        }
-        None => {
-            let (releases, draw) = context.flow.journal().draw();
-            context.flow.key(&format!("draw {releases} {draw}"))
-        }
+    if let Some(step) = &context.step {
+        let draw = step.draws.fetch_add(1, Ordering::Relaxed);
+        return context.flow.key(&format!("draw {} {} {draw}", step.path, step.attempt));
     }
+    let (releases, draw) = context.flow.journal().draw();
+    context.flow.key(&format!("draw {releases} {draw}"))
 }
 
 /// An error for a call that cannot be made.

@@ -20,6 +20,9 @@ use crate::{
     worker::build_id,
 };
 
+/// How long a waiting executor trusts that a hint will come before it looks by itself.
+const FALLBACK: Duration = Duration::from_secs(5);
+
 /// Runs a flow in the calling task, recorded like any other, without a queue.
 ///
 /// Running an id again takes up the flow where it was, or returns its recorded result. While the flow waits, the
@@ -129,17 +132,16 @@ impl Executor {
             if let Some(result) = handle.try_result().await.transpose() {
                 return result;
             }
-            let fallback = tokio::time::sleep(Duration::from_secs(5));
-            match next_due_at {
-                Some(due) => tokio::select! {
-                    () = self.log.clock().sleep_until(due) => {}
-                    () = watch.changed() => {}
-                    () = fallback => {}
-                },
-                None => tokio::select! {
-                    () = watch.changed() => {}
-                    () = fallback => {}
-                },
+            let due = async {
+                match next_due_at {
+                    Some(due) => self.log.clock().sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => {}
+                () = watch.changed() => {}
+                () = tokio::time::sleep(FALLBACK) => {}
             }
         }
     }

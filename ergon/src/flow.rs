@@ -1,8 +1,9 @@
 //! What the macros implement for a flow type.
 
-use std::{fmt, future::Future, marker::PhantomData, pin::Pin, time::Duration};
+use std::{fmt, marker::PhantomData, time::Duration};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{codec, error::Error, retry::Retryable};
@@ -41,7 +42,7 @@ pub trait Flow: FlowType {
     const STEPS: &'static [&'static str];
 
     /// Its code. Makes sense only within the engine, which polls it.
-    fn execute(&self) -> Pin<Box<dyn Future<Output = Result<Self::Output, Self::Error>> + Send + '_>>;
+    fn execute(&self) -> BoxFuture<'_, Result<Self::Output, Self::Error>>;
 
     /// What its error type can do.
     fn error_caps() -> ErrorCaps<Self::Error>;
@@ -109,6 +110,8 @@ impl<E> Default for Probe<E> {
 }
 
 /// `E` can be made from an engine error.
+// A probe has no value of `E`, so the method takes the probe.
+#[allow(clippy::wrong_self_convention)]
 pub trait FromErrorYes<E> {
     /// How.
     fn from_error(&self) -> Option<fn(Error) -> E>;
@@ -121,6 +124,7 @@ impl<E: From<Error>> FromErrorYes<E> for Probe<E> {
 }
 
 /// `E` cannot be made from an engine error.
+#[allow(clippy::wrong_self_convention)]
 pub trait FromErrorNo<E> {
     /// Not at all.
     fn from_error(&self) -> Option<fn(Error) -> E>;
@@ -200,7 +204,7 @@ pub(crate) struct FlowDef {
     pub(crate) begin: fn(input: &[u8], limit: usize) -> Result<FlowFuture, Error>,
 }
 
-pub(crate) type FlowFuture = Pin<Box<dyn Future<Output = FlowEnd> + Send>>;
+pub(crate) type FlowFuture = BoxFuture<'static, FlowEnd>;
 
 impl FlowDef {
     pub(crate) fn of<F: Flow>() -> Self {

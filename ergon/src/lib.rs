@@ -106,11 +106,11 @@ pub mod prelude;
 
 pub use child::{Child, ChildHandle, Detached, child};
 pub use context::{attempt, flow_id, idempotency_key, is_replaying, now, random, state, uuid};
-pub use error::{Error, ErrorKind, Result};
 pub use ergon_macros::{flow, flow_type, step};
+pub use ergon_storage::{self as storage, Error as StorageError, FlowId, FlowState, InMemoryExecutionLog, Timestamp};
 #[cfg(feature = "sqlite")]
 pub use ergon_storage::{Durability, SqliteExecutionLog, SqliteOptions};
-pub use ergon_storage::{self as storage, Error as StorageError, FlowId, FlowState, InMemoryExecutionLog, Timestamp};
+pub use error::{Error, ErrorKind, Result};
 pub use executor::{Executor, Running};
 pub use flow::{Flow, FlowType};
 pub use handle::{FlowError, FlowHandle};
