@@ -93,10 +93,11 @@ impl Engine {
     }
 
     async fn keep_leases(&self) {
+        let mut wait = self.options.lease / 3;
         loop {
-            let next = self.env.clock.now().saturating_add(self.options.lease / 3);
+            let next = self.env.clock.now().saturating_add(wait);
             self.env.clock.sleep_until(next).await;
-            self.leases.renew(&*self.log, self.options.lease).await;
+            wait = self.leases.renew(&*self.log, self.options.lease).await;
         }
     }
 

@@ -53,16 +53,17 @@ impl Leases {
         self.lock().values().map(|held| held.lease.clone()).collect()
     }
 
-    /// Renews all leases once. Flows whose lease is gone are dropped, and, while the log does not answer, those
-    /// whose lease ends before the next turn.
-    pub(super) async fn renew(&self, log: &dyn ExecutionLog, lease: Duration) {
+    /// Renews all leases once, and says when to do it again. Flows whose lease is gone are dropped; while the log
+    /// does not answer, so are those whose lease is about to end, before others may claim them.
+    pub(super) async fn renew(&self, log: &dyn ExecutionLog, lease: Duration) -> Duration {
         let leases = self.all();
         if leases.is_empty() {
-            return;
+            return lease / 3;
         }
         let asked_at = log.clock().now();
-        match log.heartbeat(&leases, lease).await {
-            Ok(states) => {
+        let answer = tokio::time::timeout(lease / 4, log.heartbeat(&leases, lease)).await;
+        let trouble = match answer {
+            Ok(Ok(states)) => {
                 let until = asked_at.saturating_add(lease);
                 let mut held = self.lock();
                 for (lease, state) in leases.iter().zip(states) {
@@ -75,15 +76,18 @@ impl Leases {
                         }
                     }
                 }
+                return lease / 3;
             }
-            Err(error) => {
-                tracing::warn!(%error, leases = leases.len(), "leases could not be renewed");
-                let soon = log.clock().now().saturating_add(lease / 4);
-                for held in self.lock().values().filter(|held| held.until <= soon) {
-                    held.control.drop_flow();
-                }
-            }
+            Ok(Err(error)) => error.to_string(),
+            Err(elapsed) => elapsed.to_string(),
+        };
+        tracing::warn!(error = trouble, leases = leases.len(), "leases could not be renewed");
+        let (again, answer_at_most) = (lease / 12, lease / 4);
+        let too_late = log.clock().now().saturating_add(again + answer_at_most);
+        for held in self.lock().values().filter(|held| held.until <= too_late) {
+            held.control.drop_flow();
         }
+        again
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(u64, u64), Held>> {
