@@ -1,0 +1,170 @@
+//! What a journal knows of a call, and what it says about it.
+
+use std::{fmt, panic::Location, sync::Arc, task::Waker, time::Duration};
+
+use bytes::Bytes;
+use ergon_storage::{CallKind, CallPath, Message, NewFlow, Phase, Record, Timestamp};
+
+/// What makes two calls the same call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct CallKey {
+    pub(crate) kind: CallKind,
+    pub(crate) name: Arc<str>,
+    pub(crate) args_hash: u64,
+}
+
+/// A call made by the flow or by one of its steps, as long as its future lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct CallId(pub(super) usize);
+
+/// Where a call is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In the flow's own code.
+    Flow,
+    /// In the body of this step.
+    Step(CallId),
+}
+
+/// What a call wants, beside its key.
+#[derive(Debug)]
+pub(crate) enum Spec {
+    Step,
+    Timer(Due),
+    Signal { limit: Option<Duration> },
+    Child { flow: Box<NewFlow>, detached: bool },
+}
+
+/// When a timer is due.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Due {
+    After(Duration),
+    At(Timestamp),
+}
+
+/// What a call's future gets when it is polled.
+#[derive(Debug)]
+pub(crate) enum CallPoll {
+    /// Nothing yet; the waker will be woken.
+    Pending,
+    /// The body of a step may run, as this attempt.
+    Run { attempt: u32, started_at: Timestamp },
+    /// The outcome. The call has ended.
+    Ready(Outcome),
+}
+
+/// A released outcome.
+#[derive(Debug, Clone)]
+pub(crate) struct Outcome {
+    pub(crate) phase: Phase,
+    pub(crate) payload: Bytes,
+}
+
+/// What must become durable together, and before the next effect.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) records: Vec<Record>,
+    pub(crate) consumed: Vec<u32>,
+    pub(crate) children: Vec<NewFlow>,
+}
+
+impl Batch {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.consumed.is_empty() && self.children.is_empty()
+    }
+}
+
+/// Where the code of a flow and its history part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Divergence {
+    /// The place in question.
+    pub(crate) path: CallPath,
+    /// What the history holds there; `None` when it holds nothing.
+    pub(crate) recorded: Option<CallKey>,
+    /// What the code called there; `None` when it called nothing.
+    pub(crate) called: Option<CallKey>,
+}
+
+/// Why a call cannot be made at all. The flow fails with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) call: CallKey,
+    pub(crate) message: String,
+}
+
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) place: Place,
+    pub(super) key: CallKey,
+    pub(super) spec: Spec,
+    pub(super) location: &'static Location<'static>,
+    /// Rises with every call; orders those who wait for the same thing.
+    pub(super) made: u64,
+    pub(super) path: Option<CallPath>,
+    pub(super) state: State,
+    pub(super) polled: bool,
+    /// Its future is gone, but it takes effect all the same: a child that was started.
+    pub(super) orphan: bool,
+    /// Its body runs, but waits for nothing other than calls of its own.
+    pub(super) quiet: bool,
+    /// Failed attempts so far.
+    pub(super) attempts: u32,
+    /// The number of the last failed attempt's record; 0 when there is none.
+    pub(super) attempt_seq: u32,
+    pub(super) started_at: Timestamp,
+    pub(super) waker: Option<Waker>,
+    /// For a child its flow id.
+    pub(super) reference: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+pub(super) enum State {
+    /// Made in this pass; its place is not known yet.
+    Made,
+    /// Made and dropped in one pass; keeps its place until the seal.
+    Abandoned,
+    /// Its outcome is recorded and waits for its turn in the replay.
+    Replaying { at: Timestamp, outcome: Outcome },
+    /// Sealed during the replay without a record; takes effect when the replay is over.
+    Unrecorded,
+    /// A step whose body may start once it is polled and everything before it is durable.
+    Idle,
+    /// A step that waits for its next attempt.
+    Backoff(Timestamp),
+    /// A step whose body runs.
+    Running,
+    /// A wait, perhaps with an instant at which it ends.
+    Waiting { due: Option<Timestamp> },
+    /// The outcome is recorded under this number and waits for its release.
+    Recorded { seq: u32, at: Timestamp, outcome: Outcome },
+    /// The outcome may be taken. A signal taken from the mailbox in this pass is kept until then.
+    Released { outcome: Outcome, message: Option<Message> },
+}
+
+impl fmt::Display for CallKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} (arguments {:016x})", self.kind, self.name, self.args_hash)
+    }
+}
+
+impl fmt::Display for Divergence {
+    /// Both sides, and what to do.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the code and the history part at call {}: ", self.path)?;
+        match (&self.recorded, &self.called) {
+            (Some(recorded), Some(called)) if recorded.kind == called.kind && recorded.name == called.name => {
+                write!(f, "the history has {recorded}, the code made the same call with other arguments, {called}")?;
+            }
+            (Some(recorded), Some(called)) => write!(f, "the history has {recorded}, the code called {called}")?,
+            (Some(recorded), None) => write!(f, "the history has {recorded}, the code does not make that call")?,
+            (None, called) => match called {
+                Some(called) => write!(f, "the history has nothing, the code called {called}")?,
+                None => write!(f, "neither has a call")?,
+            },
+        }
+        f.write_str(
+            "; nothing is lost: undo the change, or give the flow a new version for the changed code and let a \
+             worker with the old code finish this one, then retry the flow",
+        )
+    }
+}

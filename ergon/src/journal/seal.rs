@@ -1,0 +1,204 @@
+//! Settling the places of calls.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use ergon_storage::{CallPath, Phase, Record, Timestamp};
+
+use super::{
+    CallId, CallKey, Divergence, Due, Journal, Outcome, Place, Refusal, Spec, State,
+    history::{Recorded, RecordedOutcome},
+};
+
+impl Journal {
+    /// Settles the places of the calls made since the last time, and lets those take effect that may.
+    ///
+    /// Returns the first call of the flow's own scope, if one was made.
+    pub(crate) fn seal(&mut self, now: Timestamp) -> Result<Option<CallKey>, Divergence> {
+        let group = std::mem::take(&mut self.root.group);
+        let first = group.iter().find_map(|id| self.calls.get(id.0)).map(|call| call.key.clone());
+        if !group.is_empty() {
+            self.seal_strict(group, now)?;
+        }
+        if !self.nested.is_empty() {
+            self.seal_nested(now);
+        }
+        Ok(first)
+    }
+
+    fn seal_strict(&mut self, mut group: Vec<CallId>, now: Timestamp) -> Result<(), Divergence> {
+        self.sort_group(&mut group);
+        let first = self.root.next_position;
+        let count = u32::try_from(group.len()).unwrap_or(u32::MAX);
+        self.root.next_position = first.saturating_add(count);
+        // First the calls that are where the history has them. Then, for each record that is left, a call that is
+        // the same but was made at another place of the group, for a combinator may have polled its branches in
+        // another order …
+        let mut places: Vec<Option<u32>> = vec![None; group.len()];
+        let recorded: Vec<u32> = self.root.recorded.range(first..first + count).map(|(at, _)| *at).collect();
+        let mut taken = BTreeSet::new();
+        if !recorded.is_empty() {
+            let same = |id: CallId, at: u32| self.root.recorded[&at].key == self.calls[id.0].key;
+            for at in &recorded {
+                let index = (at - first) as usize;
+                if same(group[index], *at) {
+                    places[index] = Some(*at);
+                    taken.insert(*at);
+                }
+            }
+            for at in recorded.iter().filter(|at| !taken.contains(*at)).copied().collect::<Vec<_>>() {
+                let moved = (0..group.len()).find(|index| places[*index].is_none() && same(group[*index], at));
+                if let Some(index) = moved {
+                    places[index] = Some(at);
+                    taken.insert(at);
+                }
+            }
+        }
+        // … then by position.
+        let mut free = (first..first + count).filter(|position| !taken.contains(position));
+        for (id, place) in group.into_iter().zip(places) {
+            let Some(place) = place.or_else(|| free.next()) else { break };
+            let recorded = self.root.recorded.remove(&place);
+            if let Some(recorded) = recorded.as_ref().filter(|recorded| recorded.key != self.calls[id.0].key) {
+                return Err(Divergence {
+                    path: CallPath::top(place),
+                    recorded: Some(recorded.key.clone()),
+                    called: Some(self.calls[id.0].key.clone()),
+                });
+            }
+            self.settle(id, CallPath::top(place), recorded, now);
+        }
+        Ok(())
+    }
+
+    fn seal_nested(&mut self, now: Timestamp) {
+        let owners: Vec<CallId> =
+            self.nested.iter().filter(|(_, scope)| !scope.group.is_empty()).map(|(owner, _)| *owner).collect();
+        for owner in owners {
+            let Some(enclosing) = self.path(owner).cloned() else { continue };
+            let Some(scope) = self.nested.get_mut(&owner) else { continue };
+            let mut group = std::mem::take(&mut scope.group);
+            self.sort_group(&mut group);
+            for id in group {
+                let key = self.calls[id.0].key.clone();
+                let Some(scope) = self.nested.get_mut(&owner) else { break };
+                let (position, recorded) = scope.place(&key);
+                self.settle(id, enclosing.child(position), recorded, now);
+            }
+        }
+    }
+
+    /// Puts a group into an order that does not depend on the order in which a combinator polled its branches:
+    /// by the place in the source, then as made.
+    fn sort_group(&self, group: &mut [CallId]) {
+        if group.len() > 1 {
+            group.sort_by_key(|id| {
+                let location = self.calls[id.0].location;
+                (location.file(), location.line(), location.column())
+            });
+        }
+    }
+
+    fn settle(&mut self, id: CallId, path: CallPath, recorded: Option<Recorded>, now: Timestamp) {
+        let strict = self.calls[id.0].place == Place::Flow;
+        let replaying = self.is_replaying();
+        let call = &mut self.calls[id.0];
+        if matches!(call.state, State::Abandoned) || (call.orphan && recorded.is_some()) {
+            if strict && recorded.is_some_and(|recorded| recorded.outcome.is_some()) {
+                self.matched.insert(path.position(), None);
+            }
+            self.calls.remove(id.0);
+            return;
+        }
+        call.path = Some(path);
+        call.started_at = now;
+        let Some(recorded) = recorded else {
+            if replaying {
+                call.state = State::Unrecorded;
+                self.unrecorded.insert(id);
+            } else {
+                self.activate(id, now);
+            }
+            return;
+        };
+        call.started_at = recorded.started_at;
+        call.attempts = recorded.attempts;
+        call.attempt_seq = recorded.attempt_seq;
+        if recorded.reference.is_some() {
+            call.reference = recorded.reference;
+        }
+        match recorded.outcome {
+            Some(RecordedOutcome { at, phase, payload, .. }) if strict => {
+                let position = call.path.as_ref().map_or(0, CallPath::position);
+                call.state = State::Replaying { at, outcome: Outcome { phase, payload } };
+                self.matched.insert(position, Some(id));
+            }
+            Some(RecordedOutcome { seq, at, phase, payload }) => {
+                call.state = State::Recorded { seq, at, outcome: Outcome { phase, payload } };
+                self.fresh.insert(seq, id);
+            }
+            None => {
+                call.state = match (&call.spec, recorded.retry_at) {
+                    (Spec::Step, Some(retry_at)) => State::Backoff(retry_at),
+                    (Spec::Step, None) => State::Idle,
+                    _ => State::Waiting { due: recorded.due_at },
+                };
+                self.watch_for(id);
+            }
+        }
+    }
+
+    /// Lets a call without a record take effect.
+    pub(super) fn activate(&mut self, id: CallId, now: Timestamp) {
+        let call = &mut self.calls[id.0];
+        call.started_at = now;
+        let wait = match &call.spec {
+            Spec::Step => {
+                call.state = State::Idle;
+                self.watch_for(id);
+                return;
+            }
+            Spec::Timer(Due::At(at)) => Ok((Some(*at), true)),
+            Spec::Timer(Due::After(after)) => now.checked_add(*after).map(|at| (Some(at), true)).ok_or(*after),
+            Spec::Signal { limit: None } => Ok((None, false)),
+            Spec::Signal { limit: Some(limit) } => now.checked_add(*limit).map(|at| (Some(at), true)).ok_or(*limit),
+            Spec::Child { flow, detached } => {
+                let mut flow = flow.clone();
+                if let (Some(parent), Some(path)) = (&mut flow.parent, &call.path) {
+                    parent.path = path.clone();
+                }
+                self.batch.children.push(*flow);
+                if *detached || call.orphan {
+                    let (orphan, phase) = (call.orphan, if *detached { Phase::Completed } else { Phase::Pending });
+                    let record = self.record(id, phase, now);
+                    let seq = self.append(record);
+                    if orphan {
+                        self.remove(id);
+                        return;
+                    }
+                    let outcome = Outcome { phase: Phase::Completed, payload: Bytes::new() };
+                    self.calls[id.0].state = State::Recorded { seq, at: now, outcome };
+                    self.fresh.insert(seq, id);
+                    return;
+                }
+                Ok((None, true))
+            }
+        };
+        match wait {
+            Ok((due, durable)) => {
+                self.calls[id.0].state = State::Waiting { due };
+                if durable {
+                    let record = Record { due_at: due, ..self.record(id, Phase::Pending, now) };
+                    self.append(record);
+                }
+                self.watch_for(id);
+            }
+            Err(duration) => {
+                self.calls[id.0].state = State::Waiting { due: None };
+                let call = self.calls[id.0].key.clone();
+                let message = format!("{duration:?} from now is past the end of time");
+                self.refusal.get_or_insert(Refusal { call, message });
+            }
+        }
+    }
+}
