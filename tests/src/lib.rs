@@ -23,7 +23,7 @@ pub use place::Place;
 pub use trace::{Trace, note, trace};
 
 /// How long a test waits for what must come, before it fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits for what must come.
 ///
