@@ -1,2 +1,52 @@
-//! The project's own commands.
-fn main() {}
+//! The project's own commands: `cargo xtask help`.
+//!
+//! Each command is a module with one function, `run`; what needs a server to test against will start it from
+//! here too. [`shell`] runs programs and says so, [`machine`] looks at what is installed.
+
+mod bench;
+mod check;
+mod machine;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+The project's own commands. Run them anywhere in the repository.
+
+  cargo xtask test [ARGS]     every test, the ones in the documentation too; ARGS go to `cargo test`
+                              (`cargo xtask test -p ergon journal` runs a part)
+  cargo xtask check           formatting, lints, documentation, each feature alone, the oldest supported Rust
+  cargo xtask bench [ARGS]    measure ergon and the raw limit, in release mode; `cargo xtask bench --help`
+  cargo xtask help            this text
+";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let command = args.next();
+    let args: Vec<String> = args.collect();
+    let outcome = match command.as_deref() {
+        Some("test") => test::run(&args),
+        Some("check") => no_arguments("check", &args).and_then(|()| check::run()),
+        Some("bench") => bench::run(&args),
+        Some("help" | "--help" | "-h") | None => {
+            print!("{HELP}");
+            Ok(())
+        }
+        Some(other) => Err(shell::Error::new(format!("there is no command {other:?}\n\n{HELP}"))),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn no_arguments(command: &str, args: &[String]) -> shell::Result {
+    match args.first() {
+        None => Ok(()),
+        Some(first) => Err(shell::Error::new(format!("`cargo xtask {command}` takes no arguments, got {first:?}"))),
+    }
+}

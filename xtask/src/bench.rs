@@ -1,0 +1,11 @@
+//! `cargo xtask bench`: builds the benchmark in release mode and runs it.
+
+use crate::{
+    machine,
+    shell::{self, Result, cargo},
+};
+
+pub(crate) fn run(args: &[String]) -> Result {
+    machine::need_c_compiler()?;
+    shell::run(cargo(["run", "--release", "--package", "ergon-benches", "--"]).args(args))
+}
