@@ -1,6 +1,6 @@
 //! Timers, signals and children, in flows and in steps.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use ergon::{
     StorageError,
@@ -423,7 +423,10 @@ async fn a_signal_that_is_not_what_was_awaited(place: Place) {
     let flow = Scheduler::new(log.clone()).schedule(Approval { days: 1 }).await.unwrap();
     flow.signal("approval", &[1, 2, 3]).await.unwrap();
     let error = soon("the result", flow.result()).await.unwrap_err();
-    expect_test::expect![[r#"the flow failed: the signal "approval" cannot be read as alloc::string::String: invalid type: sequence, expected a string at line 1 column 0"#] flow failed: the signal "approval" cannot be read as alloc::string::String: invalid type: sequence, expected a string at line 1 column 0"#]].assert_eq(&error.to_string());
+    expect_test::expect![[
+        r#"the flow failed: the signal "approval" cannot be read as alloc::string::String: invalid type: sequence, expected a string at line 1 column 0"#
+    ]]
+    .assert_eq(&error.to_string());
     worker.shutdown().await;
 }
 
@@ -529,7 +532,10 @@ async fn a_child_whose_id_is_taken(place: Place) {
     let worker = parents(&log, &Trace::new()).await;
     let flow = scheduler.schedule(Parent { kind: "taken".into() }).await.unwrap();
     let error = soon("the result", flow.result()).await.unwrap_err();
-    expect_test::expect![[r#"the flow failed: the child flow was not started: the id "taken" belongs to a flow that this call did not start"#] flow failed: the child flow was not started: the id "taken" belongs to a flow that this call did not start"#]].assert_eq(&error.to_string());
+    expect_test::expect![[
+        r#"the flow failed: the child flow was not started: the id "taken" belongs to a flow that this call did not start"#
+    ]]
+    .assert_eq(&error.to_string());
     assert_eq!(taken.status().await.unwrap().state, FlowState::Scheduled);
     worker.shutdown().await;
 }
@@ -559,5 +565,4 @@ async fn the_history_tells_of_waits() {
     worker.shutdown().await;
     let unknown: Result<_, StorageError> = Scheduler::new(log).history(&ergon::FlowId::new("nobody").unwrap()).await;
     assert_eq!(unknown.unwrap_err().kind(), ErrorKind::NotFound);
-    let _ = Arc::new(());
 }
