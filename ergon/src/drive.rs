@@ -194,7 +194,7 @@ impl Drive {
                     }
                 }
                 Progress::Yield => tokio::task::yield_now().await,
-                Progress::Flush if self.flight.is_some() => {}
+                Progress::Flush if self.flight.is_some() => self.missing = None,
                 Progress::Flush | Progress::Wait => {
                     self.missing = None;
                     let (busy, wake, batch) = {
@@ -275,7 +275,6 @@ impl Drive {
             return Poll::Ready(Event::Due);
         }
         if let Some(missing) = &mut self.missing
-            && !missing.is_elapsed()
             && missing.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Event::OutOfPatience);
