@@ -1,6 +1,6 @@
 //! The history of a flow, to be read by people.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use ergon_storage::{CallKind, CallPath, ExecutionLog, FlowId, FlowInfo, Phase, Record, Timestamp};
 
@@ -41,9 +41,9 @@ impl History {
     /// The calls of the flow, each with what became of it, in the order in which they were first recorded.
     pub fn calls(&self) -> Vec<CallSummary> {
         let mut calls: Vec<CallSummary> = Vec::new();
+        let mut places = HashMap::new();
         for record in &self.records {
-            let known = calls.iter().rposition(|call| call.path == record.path);
-            let index = known.unwrap_or_else(|| {
+            let index = *places.entry(&record.path).or_insert_with(|| {
                 calls.push(CallSummary {
                     path: record.path.clone(),
                     kind: record.kind,
