@@ -59,7 +59,7 @@
 //! # Writing flows
 //!
 //! A flow's own code must take the same way when it is replayed. What changes from run to run belongs into a
-//! step, or has a durable form: [`now`], [`random`], [`uuid`], [`sleep`], [`signal()`], [`child()`]. The macros refuse
+//! step, or has a durable form: [`now`], [`random`], [`uuid()`], [`sleep`], [`signal()`], [`child()`]. The macros refuse
 //! the usual mistakes at compile time. Any combinator that runs within the flow's task works as it is:
 //! `tokio::join!`, `try_join!`, `select!`, `FuturesUnordered`, `buffer_unordered`. Outcomes are released to the
 //! flow one at a time, in the order in which they were recorded, so a replay sees what the first run saw.
