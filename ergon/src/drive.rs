@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicI64, AtomicU8, Ordering},
     },
     task::{self, Poll},
     time::Duration,
@@ -50,10 +50,12 @@ pub(crate) enum Driven {
     Lost,
 }
 
-/// The orders that a flow which is being driven can be given from outside.
-#[derive(Debug, Default)]
+/// What a flow that is being driven is told from outside: orders, and how long its lease lasts.
+#[derive(Debug)]
 pub(crate) struct Control {
     order: AtomicU8,
+    /// Until then, in microseconds, the lease is certain to hold.
+    until: AtomicI64,
     task: AtomicWaker,
 }
 
@@ -61,6 +63,22 @@ impl Control {
     const RUN: u8 = 0;
     const DRAIN: u8 = 1;
     const DROP: u8 = 2;
+
+    /// For a flow whose lease is certain to hold until then.
+    pub(crate) fn new(until: Timestamp) -> Self {
+        let (order, until) = (AtomicU8::new(Self::RUN), AtomicI64::new(until.as_micros()));
+        Self { order, until, task: AtomicWaker::new() }
+    }
+
+    /// The lease was renewed.
+    pub(crate) fn renewed(&self, until: Timestamp) {
+        self.until.store(until.as_micros(), Ordering::Release);
+    }
+
+    /// Until then the lease is certain to hold.
+    pub(crate) fn until(&self) -> Timestamp {
+        Timestamp::from_micros(self.until.load(Ordering::Acquire))
+    }
 
     /// Let running bodies end, begin nothing new, then give the flow back.
     pub(crate) fn drain(&self) {
@@ -170,14 +188,18 @@ impl Drive {
 
     pub(crate) async fn run(mut self) -> Driven {
         loop {
+            let Some(machine) = &mut self.machine else { return Driven::Lost };
+            let flow = Arc::clone(machine.flow());
+            let now = flow.env.clock.now();
+            if now >= self.control.until() {
+                // This process was paused, or the log kept it waiting: another worker may run the flow by now.
+                self.control.drain();
+            }
             let effects = match self.control.order() {
                 Control::RUN => Effects::Allowed,
                 Control::DRAIN => Effects::Held,
                 _ => return Driven::Lost,
             };
-            let Some(machine) = &mut self.machine else { return Driven::Lost };
-            let flow = Arc::clone(machine.flow());
-            let now = flow.env.clock.now();
             if self.flight.is_none() && self.deadline_at.is_some_and(|deadline| deadline <= now) {
                 return self.time_is_up().await;
             }

@@ -156,6 +156,7 @@ impl Executor {
     ) -> Result<Option<ergon_storage::Timestamp>, StorageError> {
         let mut request = ClaimRequest::new("executor", ClaimTarget::Flow(id.clone()));
         request.lease = self.lease;
+        let until = self.log.clock().now().saturating_add(self.lease);
         let mut claimed = self.log.claim(request).await?;
         let Some(flow) = claimed.flows.pop() else { return Ok(claimed.next_due_at) };
         let (lease, deadline_at) = (flow.lease.clone(), flow.info.deadline_at);
@@ -166,7 +167,7 @@ impl Executor {
             }
             _ => Box::new(load(&*self.log, env, def, flow).await?),
         };
-        let control = Arc::new(Control::default());
+        let control = Arc::new(Control::new(until));
         let drive = Drive::new(
             Arc::clone(&self.log),
             lease.clone(),
@@ -179,9 +180,10 @@ impl Executor {
             loop {
                 let clock = self.log.clock();
                 clock.sleep_until(clock.now().saturating_add(self.lease / 3)).await;
+                let until = clock.now().saturating_add(self.lease);
                 match self.log.heartbeat(std::slice::from_ref(&lease), self.lease).await.as_deref() {
                     Ok([LeaseState::Lost | LeaseState::Cancelled]) => control.drop_flow(),
-                    Ok(_) => {}
+                    Ok(_) => control.renewed(until),
                     Err(error) => tracing::warn!(flow = %id, %error, "the lease could not be renewed"),
                 }
             }

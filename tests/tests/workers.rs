@@ -67,7 +67,28 @@ fn gated(log: &FaultyLog, trace: &Trace, gate: &Gate) -> Worker {
     Worker::new(log.clone()).register::<Gated>().with_state(trace.clone()).with_state(gate.clone()).lease(LEASE)
 }
 
+/// A worker that is late with its heartbeat may claim a flow that it still runs: the former run is dropped.
+async fn a_worker_that_claims_its_own_flow_again_runs_it_once(place: Place) {
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let flow = Scheduler::new(log.clone()).schedule(Gated).await.unwrap();
+    let worker = gated(&log, &trace, &gate).start().await.unwrap();
+    until("the step to begin", || async { trace.count("b") == 1 }).await;
+    log.hold("heartbeat");
+    clock.advance(LEASE);
+    until("the step to begin again", || async { trace.count("b") == 2 }).await;
+    assert_eq!(worker.running(), 1);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    gate.open();
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), "abc");
+    assert_eq!(trace.take(), ["a", "b", "b", "b ended", "c"]);
+    log.free("heartbeat");
+    worker.shutdown().await;
+}
+
 both!(
+    a_worker_that_claims_its_own_flow_again_runs_it_once,
     a_crashed_workers_flow_is_taken_over_once_its_lease_ends,
     what_a_zombie_writes_is_refused,
     a_step_does_not_begin_once_the_lease_has_ended,
@@ -180,10 +201,11 @@ async fn a_step_does_not_begin_once_the_lease_has_ended(place: Place) {
     clock.advance(2 * LEASE);
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(trace.take(), ["1"], "another worker may have run it long ago");
-    // Its heartbeat finds that nobody has taken the flow, and it goes on.
+    // Nobody has taken the flow meanwhile: it gives it back, and is as good as any other to go on.
     paused.free("heartbeat");
-    assert_eq!(soon("the result", flow.result()).await.unwrap(), 2);
     paused.free("claim");
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), 2);
+    assert_eq!(trace.take(), ["2"]);
     zombie.shutdown().await;
 }
 

@@ -182,9 +182,9 @@ impl Engine {
     }
 
     fn begin(self: &Arc<Self>, flow: ClaimedFlow, until: Timestamp, flows: &mut JoinSet<()>) {
-        let control = Arc::new(Control::default());
+        let control = Arc::new(Control::new(until));
         let lease = flow.lease.clone();
-        self.leases.add(lease.clone(), Arc::clone(&control), until);
+        self.leases.add(lease.clone(), Arc::clone(&control));
         let engine = Arc::clone(self);
         flows.spawn(async move {
             // The slot is freed even when the task is aborted.

@@ -6,30 +6,36 @@ use std::{
     time::Duration,
 };
 
-use ergon_storage::{ExecutionLog, Lease, LeaseState, Timestamp};
+use ergon_storage::{ExecutionLog, Lease, LeaseState};
 
 use crate::drive::Control;
 
 /// The flows that run, and how long they may.
 #[derive(Default)]
 pub(super) struct Leases {
-    held: Mutex<HashMap<(u64, u64), Held>>,
+    /// By the log's number for the flow.
+    held: Mutex<HashMap<u64, Held>>,
 }
 
 struct Held {
     lease: Lease,
     control: Arc<Control>,
-    /// Until then the lease is certain to hold.
-    until: Timestamp,
 }
 
 impl Leases {
-    pub(super) fn add(&self, lease: Lease, control: Arc<Control>, until: Timestamp) {
-        self.lock().insert((lease.key, lease.epoch), Held { lease, control, until });
+    /// Adds a lease. A flow that this worker still drives under an earlier one is dropped.
+    pub(super) fn add(&self, lease: Lease, control: Arc<Control>) {
+        if let Some(former) = self.lock().insert(lease.key, Held { lease, control }) {
+            tracing::info!(flow = %former.lease.flow, "the lease has ended before it was renewed; the flow starts over");
+            former.control.drop_flow();
+        }
     }
 
     pub(super) fn remove(&self, lease: &Lease) {
-        self.lock().remove(&(lease.key, lease.epoch));
+        let mut held = self.lock();
+        if held.get(&lease.key).is_some_and(|held| held.lease.epoch == lease.epoch) {
+            held.remove(&lease.key);
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -65,11 +71,11 @@ impl Leases {
         let trouble = match answer {
             Ok(Ok(states)) => {
                 let until = asked_at.saturating_add(lease);
-                let mut held = self.lock();
+                let held = self.lock();
                 for (lease, state) in leases.iter().zip(states) {
-                    let Some(held) = held.get_mut(&(lease.key, lease.epoch)) else { continue };
+                    let Some(held) = held.get(&lease.key).filter(|held| held.lease == *lease) else { continue };
                     match state {
-                        LeaseState::Held => held.until = until,
+                        LeaseState::Held => held.control.renewed(until),
                         LeaseState::Lost | LeaseState::Cancelled => {
                             tracing::info!(flow = %lease.flow, ?state, "the flow is let go");
                             held.control.drop_flow();
@@ -84,13 +90,13 @@ impl Leases {
         tracing::warn!(error = trouble, leases = leases.len(), "leases could not be renewed");
         let (again, answer_at_most) = (lease / 12, lease / 4);
         let too_late = log.clock().now().saturating_add(again + answer_at_most);
-        for held in self.lock().values().filter(|held| held.until <= too_late) {
+        for held in self.lock().values().filter(|held| held.control.until() <= too_late) {
             held.control.drop_flow();
         }
         again
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(u64, u64), Held>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
