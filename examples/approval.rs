@@ -23,12 +23,11 @@ struct Decision {
     approved: bool,
 }
 
-/// What becomes of an expense.
+/// What becomes of an expense; it is escalated when nobody answers in time.
 #[derive(Debug, Serialize, Deserialize)]
 enum Verdict {
     Approved { by: String },
     Refused { by: String },
-    /// Nobody answered in time.
     Escalated { to: String },
 }
 

@@ -1,11 +1,6 @@
 //! The index: an SQLite database with the files and a full-text table of their words.
 
-use std::{
-    fs, io,
-    path::Path,
-    thread,
-    time::Duration,
-};
+use std::{fs, io, path::Path, thread, time::Duration};
 
 use ergon::Error;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
@@ -105,7 +100,16 @@ fn put(transaction: &Transaction<'_>, document: &Document) -> rusqlite::Result<(
              RETURNING id",
         )?
         .query_row(
-            params![file.path, file.revision, file.modified, file.bytes.cast_signed(), name, hash, reason, total.cast_signed()],
+            params![
+                file.path,
+                file.revision,
+                file.modified,
+                file.bytes.cast_signed(),
+                name,
+                hash,
+                reason,
+                total.cast_signed()
+            ],
             |row| row.get(0),
         )
         .optional()?;
@@ -146,7 +150,10 @@ impl Index {
     pub(crate) fn open_existing(db: &Path, path: &Path) -> ergon::Result<Self> {
         for file in [db, path] {
             if !file.is_file() {
-                return Err(at(file, &format!("there is no such file; make it with index FOLDER --db {}", db.display())));
+                return Err(at(
+                    file,
+                    &format!("there is no such file; make it with index FOLDER --db {}", db.display()),
+                ));
             }
         }
         Self::open(path)

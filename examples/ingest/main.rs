@@ -13,12 +13,11 @@
 //!
 //! The flows are in FILE, the index is in a database of its own beside it, FILE.index.
 
+mod file;
 mod index;
 mod plan;
 mod report;
 mod words;
-
-mod file;
 
 use std::{
     fs,
@@ -28,17 +27,14 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use ergon::{
-    Scheduler, SqliteExecutionLog, Worker,
-    storage::{ExecutionLog, SqliteOptions},
-};
+use ergon::{Scheduler, SqliteExecutionLog, Worker, storage::SqliteOptions};
 use tokio::sync::mpsc;
 
 use crate::{
     file::IndexFile,
     index::{Index, IndexWriter},
     plan::Planned,
-    report::{Flows, Progress, count},
+    report::{Flows, Progress, count, say},
 };
 
 /// How soon after a kill the next run takes over the files that were under way.
@@ -98,7 +94,7 @@ async fn main() -> ExitCode {
 async fn run_index(folder: &Path, db: &Path) -> ergon::Result<ExitCode> {
     let folder = fs::canonicalize(folder).map_err(|error| at(folder, &error))?;
     if !folder.is_dir() {
-        return Err(at(&folder, &"is not a folder"));
+        return Err(at(&folder, &"not a folder"));
     }
     let started = Instant::now();
     let log = SqliteExecutionLog::open(db).await?;
@@ -107,7 +103,7 @@ async fn run_index(folder: &Path, db: &Path) -> ergon::Result<ExitCode> {
     let scheduler = Scheduler::new(log.clone());
     let before = report::retry_failed(&scheduler).await?;
     if before.open > 0 {
-        println!("going on: {} files are still to be done from an earlier run", count(before.open));
+        say(format_args!("going on: {} files are still to be done from an earlier run", count(before.open)));
     }
 
     let worker = Worker::new(log)
@@ -129,26 +125,26 @@ async fn run_index(folder: &Path, db: &Path) -> ergon::Result<ExitCode> {
     worker.shutdown().await;
 
     let flows = report::flows(&**scheduler.log()).await?;
-    let Some(planned) = outcome else {
-        println!("stopped; {} files are still to be done: give the same command to go on", count(flows.open));
+    let Some((planned, done)) = outcome else {
+        say(format_args!("stopped; {} files are still to be done: give the same command to go on", count(flows.open)));
         return Ok(ExitCode::from(130));
     };
     let reader = Index::open(&index)?;
     let gone = reader.forget_missing(&folder)?;
-    report::print_run(&planned, gone, started.elapsed());
+    report::print_run(&planned, done, gone, started.elapsed());
     report::print_index(&reader)?;
     report::print_failures(&scheduler, &flows).await?;
     Ok(if flows.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Puts the files on the queue, and waits until all are done.
+/// Puts the files on the queue, and waits until all are done. Returns how many these were.
 async fn feed(
     scheduler: &Scheduler,
     folder: &Path,
     db: &Path,
     index: &Path,
     open_before: u64,
-) -> ergon::Result<Planned> {
+) -> ergon::Result<(Planned, u64)> {
     // A few batches at a time, so that the memory does not depend on the number of files.
     let (batches, mut planned) = mpsc::channel(4);
     let walk = tokio::task::spawn_blocking({
@@ -173,7 +169,7 @@ async fn feed(
                 let Flows { open, .. } = report::flows(&**scheduler.log()).await?;
                 progress.show(total.saturating_sub(open), total, walking);
                 if !walking && open == 0 {
-                    return walk.await?;
+                    return Ok((walk.await??, total));
                 }
             }
         }
@@ -187,9 +183,9 @@ fn search(words: &[String], db: &Path, limit: usize) -> ergon::Result<ExitCode> 
         return Err(ergon::Error::new("there is no word of two letters or digits to look for"));
     }
     let (hits, total) = index.search(&terms, limit)?;
-    println!("{} files hold: {}", count(total), terms.join(" "));
+    say(format_args!("{} files hold: {}", count(total), terms.join(" ")));
     for path in hits {
-        println!("  {path}");
+        say(format_args!("  {path}"));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -197,11 +193,11 @@ fn search(words: &[String], db: &Path, limit: usize) -> ergon::Result<ExitCode> 
 async fn status(db: &Path, check: bool) -> ergon::Result<ExitCode> {
     let index = Index::open_existing(db, &index_of(db))?;
     let log = SqliteOptions::new(db).create(false).open().await?;
-    let flows = report::flows(&log as &dyn ExecutionLog).await?;
-    report::print_flows(&flows);
+    let flows = report::flows(&log).await?;
+    report::print_flows(&log, &flows).await?;
     report::print_index(&index)?;
     if check {
-        println!("digest   {}", index.digest()?);
+        say(format_args!("digest   {}", index.digest()?));
     }
     report::print_failures(&Scheduler::new(log), &flows).await?;
     Ok(ExitCode::SUCCESS)

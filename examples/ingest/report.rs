@@ -1,24 +1,32 @@
 //! What a person sees.
 
-use std::time::Duration;
+use std::{
+    fmt::Display,
+    io::{self, Write},
+    time::Duration,
+};
 
 use ergon::{
     Flow, FlowState, Scheduler, StorageError,
     storage::{ExecutionLog, Filter},
 };
-use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use crate::{file::IndexFile, index::Index, plan::Planned};
 
 /// The name under which the flows are in the log.
 const TYPE: &str = <IndexFile as Flow>::NAME;
 
+/// Prints a line. Whoever does not want to read it, as `head`, need not.
+pub(crate) fn say(line: impl Display) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
 /// How many flows are where.
 #[derive(Default)]
 pub(crate) struct Flows {
     /// Waiting or running.
     pub(crate) open: u64,
-    pub(crate) running: u64,
     pub(crate) completed: u64,
     pub(crate) failed: u64,
 }
@@ -27,8 +35,7 @@ pub(crate) async fn flows(log: &dyn ExecutionLog) -> Result<Flows, StorageError>
     let mut flows = Flows::default();
     for count in log.counts().await?.into_iter().filter(|count| &*count.flow_type == TYPE) {
         match count.state {
-            FlowState::Running => (flows.open, flows.running) = (flows.open + count.flows, flows.running + count.flows),
-            FlowState::Scheduled | FlowState::Suspended => flows.open += count.flows,
+            FlowState::Scheduled | FlowState::Running | FlowState::Suspended => flows.open += count.flows,
             FlowState::Completed => flows.completed += count.flows,
             FlowState::Failed | FlowState::Cancelled | FlowState::Stalled => flows.failed += count.flows,
         }
@@ -84,36 +91,47 @@ pub(crate) fn count(number: u64) -> HumanCount {
     HumanCount(number)
 }
 
-pub(crate) fn print_run(planned: &Planned, gone: u64, took: Duration) {
+pub(crate) fn print_run(planned: &Planned, done: u64, gone: u64, took: Duration) {
     let Planned { changed, same, left_out } = planned;
-    println!(
-        "{} files new or changed, {} as before, {} gone; {}",
-        count(*changed),
-        count(*same),
-        count(gone),
-        HumanDuration(took)
-    );
+    let (changed, same, gone) = (count(*changed), count(*same), count(gone));
+    say(format_args!("{changed} files new or changed, {same} as before, {gone} gone"));
+    let rate = u128::from(done) * 1_000 / took.as_millis().max(1);
+    let rate = count(u64::try_from(rate).unwrap_or(u64::MAX));
+    say(format_args!("{} files done in {:.1} s, {rate} a second", count(done), took.as_secs_f64()));
     for why in left_out {
-        println!("left out: {why}");
+        say(format_args!("left out  {why}"));
     }
 }
 
-pub(crate) fn print_flows(flows: &Flows) {
-    let Flows { open, running, completed, failed } = flows;
-    println!(
-        "flows    {} done, {} running, {} waiting, {} failed",
-        count(*completed),
-        count(*running),
-        count(open - running),
-        count(*failed)
-    );
+pub(crate) async fn print_flows(log: &dyn ExecutionLog, flows: &Flows) -> Result<(), StorageError> {
+    let Flows { open, completed, failed, .. } = flows;
+    let running = alive(log).await?;
+    let waiting = count(open.saturating_sub(running));
+    let (done, running, failed) = (count(*completed), count(running), count(*failed));
+    say(format_args!("flows    {done} done, {running} running, {waiting} waiting, {failed} failed"));
+    Ok(())
+}
+
+/// How many flows are running, but for those whose process is gone: their leases end and they wait for another.
+async fn alive(log: &dyn ExecutionLog) -> Result<u64, StorageError> {
+    let running = Filter::all().with_flow_type(TYPE).with_state(FlowState::Running);
+    let (mut alive, mut after) = (0, None);
+    loop {
+        let page = log.list(&running, after, 500).await?;
+        let now = log.clock().now();
+        alive += page.flows.iter().filter(|flow| flow.due_at.is_some_and(|lease_ends| lease_ends > now)).count();
+        after = page.next;
+        if after.is_none() {
+            return Ok(alive as u64);
+        }
+    }
 }
 
 pub(crate) fn print_index(index: &Index) -> ergon::Result<()> {
     for (state, reason, files, words) in index.summary()? {
         match reason {
-            Some(reason) => println!("{state}  {} files: {reason}", count(files)),
-            None => println!("{state}  {} files with {} words", count(files), count(words)),
+            Some(reason) => say(format_args!("{state}  {} files: {reason}", count(files))),
+            None => say(format_args!("{state}  {} files with {} words", count(files), count(words))),
         }
     }
     Ok(())
@@ -125,9 +143,9 @@ pub(crate) async fn print_failures(scheduler: &Scheduler, flows: &Flows) -> ergo
         return Ok(());
     }
     let failed = Filter::all().with_flow_type(TYPE).with_state(FlowState::Failed).with_state(FlowState::Stalled);
-    println!("{} files failed; the next index tries them again:", count(flows.failed));
+    say(format_args!("{} files failed; the next index tries them again:", count(flows.failed)));
     for flow in scheduler.log().list(&failed, None, 10).await?.flows {
-        println!("  {}: {}", flow.id, flow.reason.as_deref().unwrap_or("no reason given"));
+        say(format_args!("  {}: {}", flow.id, flow.reason.as_deref().unwrap_or("no reason given")));
     }
     Ok(())
 }
