@@ -1,0 +1,73 @@
+//! What a round hands out, and how the process looks at itself.
+
+use std::{fs, path::Path, time::Duration};
+
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+/// One figure of a round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Measure {
+    pub(crate) metric: String,
+    pub(crate) unit: String,
+    pub(crate) value: f64,
+}
+
+impl Measure {
+    pub(crate) fn new(metric: impl Into<String>, unit: impl Into<String>, value: f64) -> Self {
+        Self { metric: metric.into(), unit: unit.into(), value }
+    }
+
+    /// How many per second.
+    pub(crate) fn rate(metric: impl Into<String>, what: &str, count: usize, took: Duration) -> Self {
+        Self::new(metric, format!("{what}/s"), number(count) / took.as_secs_f64())
+    }
+
+    /// A time, in the unit that suits what is measured.
+    pub(crate) fn micros(metric: impl Into<String>, time: Duration) -> Self {
+        Self::new(metric, "µs", time.as_secs_f64() * 1e6)
+    }
+
+    pub(crate) fn millis(metric: impl Into<String>, time: Duration) -> Self {
+        Self::new(metric, "ms", time.as_secs_f64() * 1e3)
+    }
+}
+
+/// A count as a float; the counts of a benchmark are far below 2⁵².
+#[allow(clippy::cast_precision_loss)]
+pub(crate) fn number(count: usize) -> f64 {
+    count as f64
+}
+
+/// A share of a time.
+pub(crate) fn each(total: Duration, count: usize) -> Duration {
+    total / u32::try_from(count.max(1)).unwrap_or(u32::MAX)
+}
+
+/// The processor time that this process has used, in user and system mode, over all threads.
+pub(crate) fn cpu() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// The processor time used since then.
+pub(crate) fn cpu_since(start: Duration) -> Duration {
+    cpu().saturating_sub(start)
+}
+
+/// The memory that this process holds, in bytes; `None` where the system does not tell.
+pub(crate) fn resident() -> Option<usize> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
+/// The bytes of all files in a folder.
+pub(crate) fn bytes_in(dir: &Path) -> std::io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        bytes += entry?.metadata()?.len();
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,46 @@
+//! The limit itself: steps per second that the backend records when each is awaited.
+
+use std::{path::Path, time::Instant};
+
+use super::Failure;
+use crate::{
+    case::Case,
+    limit::{Write, Writer},
+    measure::Measure,
+    stats::Times,
+};
+
+pub(super) async fn raw(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failure> {
+    let (writer, _) = Writer::start(case, dir)?;
+    let tasks = i64::try_from(case.concurrency)?;
+    // Whoever is alone waits for the disk each time: fewer of them take as long.
+    let each = i64::try_from(case.size)? / tasks / if tasks == 1 { 10 } else { 1 };
+    writer.write(Write::Enqueue { first: 1, count: tasks }).await?;
+    for flow in 1..=tasks {
+        writer.write(Write::Claim { flow }).await?;
+    }
+    let start = Instant::now();
+    let tasks: Vec<_> = (1..=tasks)
+        .map(|flow| {
+            let writer = writer.clone();
+            tokio::spawn(async move {
+                let mut times = Vec::new();
+                for seq in 1..=each {
+                    let start = Instant::now();
+                    writer.write(Write::Step { flow, seq }).await?;
+                    times.push(start.elapsed());
+                }
+                Ok::<_, Failure>(times)
+            })
+        })
+        .collect();
+    let mut times = Vec::new();
+    for task in tasks {
+        times.extend(task.await??);
+    }
+    let took = start.elapsed();
+    Ok(vec![
+        Measure::rate("awaited steps", "steps", times.len(), took),
+        Measure::micros("one step p50", Times::new(times).p50()),
+    ])
+}
