@@ -39,8 +39,8 @@ impl Order {
     /// that has a recorded outcome returns it at once.
     #[flow]
     async fn run(&self) -> ergon::Result<Receipt> {
-        let shelf = self.reserve().await?;
-        let (payment, label) = tokio::try_join!(self.charge(self.cents), self.print_label(&shelf))?;
+        let place = self.reserve().await?;
+        let (payment, label) = tokio::try_join!(self.charge(self.cents), self.print_label(&place))?;
         sleep(Duration::from_secs(1)).await; // would survive a restart, as would a sleep of a month
         let approval: Approval = signal("approval").await?;
         let parcel = self.ship(&label).await?;
@@ -64,8 +64,8 @@ impl Order {
     }
 
     #[step]
-    async fn print_label(&self, shelf: &str) -> ergon::Result<String> {
-        println!("print_label: {} from {shelf}", self.item);
+    async fn print_label(&self, place: &str) -> ergon::Result<String> {
+        println!("print_label: {} from {place}", self.item);
         Ok("label 8".into())
     }
 

@@ -54,14 +54,11 @@ pub(crate) enum Fate {
 impl IndexFile {
     #[flow]
     async fn run(&self) -> ergon::Result<Fate> {
-        let content = match self.read().await {
-            Ok(content) => content,
-            Err(error) => Content::Unfit(format!("cannot be read: {error}")),
-        };
-        let (state, words) = match content {
-            Content::Other => return Ok(Fate::Superseded),
-            Content::Unfit(reason) => (State::Skipped { reason }, Words::new()),
-            Content::Text(hash) => match self.extract(hash.clone()).await? {
+        let (state, words) = match self.read().await {
+            Err(error) => (State::Unreadable { reason: error.to_string() }, Words::new()),
+            Ok(Content::Other) => return Ok(Fate::Superseded),
+            Ok(Content::Unfit(reason)) => (State::Skipped { reason }, Words::new()),
+            Ok(Content::Text(hash)) => match self.extract(hash.clone()).await? {
                 Some(words) => (State::Indexed { hash }, words),
                 None => return Ok(Fate::Superseded),
             },
@@ -69,7 +66,7 @@ impl IndexFile {
         self.store(&state, &words).await?;
         Ok(match state {
             State::Indexed { .. } => Fate::Indexed { words: words.values().map(|count| u64::from(*count)).sum() },
-            State::Skipped { reason } => Fate::Skipped { reason },
+            State::Skipped { reason } | State::Unreadable { reason } => Fate::Skipped { reason },
         })
     }
 
@@ -84,7 +81,7 @@ impl IndexFile {
             Ok(Some(text)) => Ok(Content::Text(hash(&text))),
             Ok(None) => Ok(Content::Other),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                Ok(Content::Unfit("may not be read".into()))
+                Err(ergon::Error::from(error).into_permanent())
             }
             // Tried again, a few times.
             Err(error) => Err(error.into()),

@@ -17,7 +17,7 @@ const SCHEMA: &str = "
         revision INTEGER NOT NULL,
         modified INTEGER NOT NULL,
         bytes INTEGER NOT NULL,
-        state TEXT NOT NULL, -- indexed, skipped, removed
+        state TEXT NOT NULL, -- indexed, skipped, unreadable, removed
         hash TEXT,
         reason TEXT,
         words INTEGER NOT NULL
@@ -29,8 +29,16 @@ const SCHEMA: &str = "
 /// What the index says about a file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum State {
-    Indexed { hash: String },
-    Skipped { reason: String },
+    Indexed {
+        hash: String,
+    },
+    Skipped {
+        reason: String,
+    },
+    /// It is looked at again by the next run.
+    Unreadable {
+        reason: String,
+    },
 }
 
 /// A file for the index.
@@ -88,6 +96,7 @@ fn put(transaction: &Transaction<'_>, document: &Document) -> rusqlite::Result<(
     let (name, hash, reason) = match state {
         State::Indexed { hash } => ("indexed", Some(hash), None),
         State::Skipped { reason } => ("skipped", None, Some(reason)),
+        State::Unreadable { reason } => ("unreadable", None, Some(reason)),
     };
     let total: u64 = words.values().map(|count| u64::from(*count)).sum();
     let id: Option<i64> = transaction
@@ -135,10 +144,19 @@ pub(crate) struct Index {
 
 /// What the index knows about a path.
 pub(crate) struct Known {
-    pub(crate) present: bool,
+    /// False when it is to be looked at again though it did not change.
+    pub(crate) settled: bool,
     pub(crate) revision: u32,
     pub(crate) modified: i64,
     pub(crate) bytes: u64,
+}
+
+/// Files of one state.
+pub(crate) struct Group {
+    pub(crate) state: String,
+    pub(crate) reason: Option<String>,
+    pub(crate) files: u64,
+    pub(crate) words: u64,
 }
 
 impl Index {
@@ -160,10 +178,10 @@ impl Index {
     }
 
     pub(crate) fn known(&self, path: &str) -> ergon::Result<Option<Known>> {
-        let sql = "SELECT state <> 'removed', revision, modified, bytes FROM file WHERE path = ?1";
+        let sql = "SELECT state IN ('indexed', 'skipped'), revision, modified, bytes FROM file WHERE path = ?1";
         let known = self.connection.prepare_cached(sql)?.query_row([path], |row| {
             Ok(Known {
-                present: row.get(0)?,
+                settled: row.get(0)?,
                 revision: row.get(1)?,
                 modified: row.get(2)?,
                 bytes: row.get::<_, i64>(3)?.cast_unsigned(),
@@ -186,13 +204,13 @@ impl Index {
     }
 
     /// How many files there are, with how many words, by state and reason.
-    pub(crate) fn summary(&self) -> ergon::Result<Vec<(String, Option<String>, u64, u64)>> {
+    pub(crate) fn summary(&self) -> ergon::Result<Vec<Group>> {
         let sql = "SELECT state, reason, count(*), sum(words) FROM file WHERE state <> 'removed'
                    GROUP BY state, reason ORDER BY state, count(*) DESC, reason";
         let mut statement = self.connection.prepare(sql)?;
         let rows = statement.query_map([], |row| {
             let count = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
-            Ok((row.get(0)?, row.get(1)?, count(2)?, count(3)?))
+            Ok(Group { state: row.get(0)?, reason: row.get(1)?, files: count(2)?, words: count(3)? })
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }

@@ -183,7 +183,7 @@ fn search(words: &[String], db: &Path, limit: usize) -> ergon::Result<ExitCode> 
         return Err(ergon::Error::new("there is no word of two letters or digits to look for"));
     }
     let (hits, total) = index.search(&terms, limit)?;
-    say(format_args!("{} files hold: {}", count(total), terms.join(" ")));
+    say(format_args!("found in {} files: {}", count(total), terms.join(" ")));
     for path in hits {
         say(format_args!("  {path}"));
     }
@@ -197,7 +197,7 @@ async fn status(db: &Path, check: bool) -> ergon::Result<ExitCode> {
     report::print_flows(&log, &flows).await?;
     report::print_index(&index)?;
     if check {
-        say(format_args!("digest   {}", index.digest()?));
+        say(format_args!("digest     {}", index.digest()?));
     }
     report::print_failures(&Scheduler::new(log), &flows).await?;
     Ok(ExitCode::SUCCESS)

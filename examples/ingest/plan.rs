@@ -13,6 +13,8 @@ use crate::{
 
 /// How many flows are scheduled at once.
 const BATCH: usize = 500;
+/// How many of the things that could not be looked at are named.
+const LEFT_OUT_FIRST: usize = 10;
 
 /// What a walk through the folder found.
 #[derive(Default)]
@@ -21,8 +23,9 @@ pub(crate) struct Planned {
     pub(crate) changed: u64,
     /// Files that the index has as they are.
     pub(crate) same: u64,
-    /// What could not be looked at, and why.
-    pub(crate) left_out: Vec<String>,
+    /// How many things could not be looked at, and the first few of them with the reasons.
+    pub(crate) left_out: u64,
+    pub(crate) left_out_first: Vec<String>,
 }
 
 /// Walks through the folder and sends the files whose state is not in the index yet, until nobody listens.
@@ -32,23 +35,26 @@ pub(crate) fn walk(
     index: &Index,
     batches: &mpsc::Sender<Vec<Entry<IndexFile>>>,
 ) -> ergon::Result<Planned> {
-    const LEFT_OUT_MAX: usize = 1_000;
     let mut planned = Planned::default();
     let mut batch = Vec::new();
     for entry in WalkDir::new(folder) {
         if batches.is_closed() {
             return Ok(planned);
         }
-        match look(entry, db, index) {
-            Ok(Look::Work(file)) => {
+        match look(entry, db, index)? {
+            Look::Work(file) => {
                 planned.changed += 1;
                 let id = file.id();
                 batch.push(Entry::new(file).id(id));
             }
-            Ok(Look::Same) => planned.same += 1,
-            Ok(Look::NoFile) => {}
-            Err(why) if planned.left_out.len() < LEFT_OUT_MAX => planned.left_out.push(why.to_string()),
-            Err(_) => {}
+            Look::Same => planned.same += 1,
+            Look::NoFile => {}
+            Look::LeftOut(why) => {
+                planned.left_out += 1;
+                if planned.left_out_first.len() < LEFT_OUT_FIRST {
+                    planned.left_out_first.push(why);
+                }
+            }
         }
         if batch.len() == BATCH {
             // Waits while the queue has not taken the batches before.
@@ -63,22 +69,29 @@ enum Look {
     Work(IndexFile),
     Same,
     NoFile,
+    LeftOut(String),
 }
 
 fn look(entry: walkdir::Result<walkdir::DirEntry>, db: &Path, index: &Index) -> ergon::Result<Look> {
-    let entry = entry?;
+    let entry = match entry {
+        Ok(entry) => entry,
+        Err(error) => return Ok(Look::LeftOut(error.to_string())),
+    };
     // Links, pipes, sockets and devices are not files, and the databases are not for the index.
     let own = entry.path().as_os_str().as_encoded_bytes().starts_with(db.as_os_str().as_encoded_bytes());
     if !entry.file_type().is_file() || own {
         return Ok(Look::NoFile);
     }
     let Some(path) = entry.path().to_str() else {
-        return Err(ergon::Error::new(format!("{}: the name is not UTF-8", entry.path().display())));
+        return Ok(Look::LeftOut(format!("{}: the name is not UTF-8", entry.path().display())));
     };
-    let now = entry.metadata()?;
+    let now = match entry.metadata() {
+        Ok(now) => now,
+        Err(error) => return Ok(Look::LeftOut(error.to_string())),
+    };
     let (modified, bytes) = (modified(&now), now.len());
     let known = index.known(path)?;
-    if known.as_ref().is_some_and(|known| known.present && known.modified == modified && known.bytes == bytes) {
+    if known.as_ref().is_some_and(|known| known.settled && known.modified == modified && known.bytes == bytes) {
         return Ok(Look::Same);
     }
     let revision = known.map_or(0, |known| known.revision) + 1;

@@ -12,7 +12,11 @@ use ergon::{
 };
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-use crate::{file::IndexFile, index::Index, plan::Planned};
+use crate::{
+    file::IndexFile,
+    index::{Group, Index},
+    plan::Planned,
+};
 
 /// The name under which the flows are in the log.
 const TYPE: &str = <IndexFile as Flow>::NAME;
@@ -92,14 +96,20 @@ pub(crate) fn count(number: u64) -> HumanCount {
 }
 
 pub(crate) fn print_run(planned: &Planned, done: u64, gone: u64, took: Duration) {
-    let Planned { changed, same, left_out } = planned;
+    let Planned { changed, same, left_out, left_out_first } = planned;
     let (changed, same, gone) = (count(*changed), count(*same), count(gone));
     say(format_args!("{changed} files new or changed, {same} as before, {gone} gone"));
     let rate = u128::from(done) * 1_000 / took.as_millis().max(1);
     let rate = count(u64::try_from(rate).unwrap_or(u64::MAX));
-    say(format_args!("{} files done in {:.1} s, {rate} a second", count(done), took.as_secs_f64()));
-    for why in left_out {
-        say(format_args!("left out  {why}"));
+    if done > 0 {
+        say(format_args!("{} files done in {:.1} s, {rate} a second", count(done), took.as_secs_f64()));
+    }
+    for why in left_out_first {
+        say(format_args!("left out   {why}"));
+    }
+    let more = left_out - left_out_first.len() as u64;
+    if more > 0 {
+        say(format_args!("left out   {} more", count(more)));
     }
 }
 
@@ -108,7 +118,7 @@ pub(crate) async fn print_flows(log: &dyn ExecutionLog, flows: &Flows) -> Result
     let running = alive(log).await?;
     let waiting = count(open.saturating_sub(running));
     let (done, running, failed) = (count(*completed), count(running), count(*failed));
-    say(format_args!("flows    {done} done, {running} running, {waiting} waiting, {failed} failed"));
+    say(format_args!("flows      {done} done, {running} running, {waiting} waiting, {failed} failed"));
     Ok(())
 }
 
@@ -128,10 +138,11 @@ async fn alive(log: &dyn ExecutionLog) -> Result<u64, StorageError> {
 }
 
 pub(crate) fn print_index(index: &Index) -> ergon::Result<()> {
-    for (state, reason, files, words) in index.summary()? {
+    for Group { state, reason, files, words } in index.summary()? {
+        let files = count(files);
         match reason {
-            Some(reason) => say(format_args!("{state}  {} files: {reason}", count(files))),
-            None => say(format_args!("{state}  {} files with {} words", count(files), count(words))),
+            Some(reason) => say(format_args!("{state:<10} {files}: {reason}")),
+            None => say(format_args!("{state:<10} {files}, with {} words", count(words))),
         }
     }
     Ok(())

@@ -19,7 +19,11 @@ fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.parent().and_then(Path::parent).unwrap();
     let program = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    assert!(program.is_file(), "{program:?} is missing: build it with cargo test -p ergon-examples, without --test");
+    assert!(
+        program.is_file(),
+        "{} is missing: build it with cargo test -p ergon-examples, without --test",
+        program.display()
+    );
     program
 }
 
@@ -234,7 +238,7 @@ fn ingest_is_the_same_however_often_it_is_killed() {
 
     let text = run("ingest", &["index", tree_arg, "--db", &calm]);
     assert_eq!(number_before(&text, "files"), files, "{text}");
-    has(&text, &["skipped  1 files: binary", "skipped  1 files: larger than 2 MiB"]);
+    has(&text, &["skipped    1: binary", "skipped    1: larger than 2 MiB"]);
 
     // Killed when some files are done and some are not.
     let mut kills = 0;
@@ -252,14 +256,14 @@ fn ingest_is_the_same_however_often_it_is_killed() {
     }
     assert!(kills > 0, "the run was over before it could be killed");
     let text = run("ingest", &["index", tree_arg, "--db", &rough]);
-    has(&text, &["indexed  301 files"]);
+    has(&text, &["indexed    301, with"]);
     let status = run("ingest", &["status", "--db", &rough]);
     assert_eq!(number_before(&status, "done"), files, "{status}");
     assert_eq!(digest(&calm), digest(&rough));
     for words in [["word7", "word8"], ["word1", "word499"]] {
         let search = |db: &str| run("ingest", &["search", words[0], words[1], "--db", db, "--limit", "100"]);
         let found = search(&calm);
-        assert!(found.lines().count() > 2, "{found}");
+        assert!(found.lines().count() > 20, "{found}");
         assert_eq!(found, search(&rough));
     }
 
@@ -291,7 +295,7 @@ fn ingest_by_two_processes_at_once() {
     for run in two {
         let Ended { success, text } = run.end();
         assert!(success, "{text}");
-        has(&text, &["indexed  301 files"]);
+        has(&text, &["indexed    301, with"]);
     }
     assert_eq!(done(db.to_str().unwrap()), files);
 }
