@@ -40,10 +40,8 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 ///
 /// When it does not come.
 pub async fn within<T>(patience: Duration, what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(patience, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("waited {patience:?} in vain for {what}"),
-    }
+    let in_time = tokio::time::timeout(patience, future).await.ok();
+    in_time.unwrap_or_else(|| panic!("waited {patience:?} in vain for {what}"))
 }
 
 /// Looks again and again until the answer is yes.
@@ -81,15 +79,29 @@ pub async fn state_of(log: &dyn ExecutionLog, id: &FlowId, wanted: FlowState) ->
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    match tokio::time::timeout(PATIENCE, look).await {
-        Ok(info) => info,
-        Err(_) => panic!("flow {id} is never {wanted}; it is {last:#?}"),
-    }
+    let in_time = tokio::time::timeout(PATIENCE, look).await.ok();
+    in_time.unwrap_or_else(|| panic!("flow {id} is never {wanted}; it is {last:#?}"))
 }
 
-/// Tests that run in memory and on an SQLite file: `both!(name, …)` for `async fn name(place: Place)`.
+/// Tests that run in memory and on an SQLite file: `both!(name, …)` for `async fn name(place: Place)`, and
+/// `both!(threads: name, …)` for those that run on several threads too.
 #[macro_export]
 macro_rules! both {
+    (threads: $($test:ident),* $(,)?) => {
+        mod memory_threads {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn $test() {
+                super::$test($crate::Place::memory()).await;
+            })*
+        }
+
+        mod sqlite_threads {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn $test() {
+                super::$test($crate::Place::sqlite()).await;
+            })*
+        }
+    };
     ($($test:ident),* $(,)?) => {
         mod memory {
             $(#[tokio::test]

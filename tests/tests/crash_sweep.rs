@@ -3,11 +3,14 @@
 //! In memory, time is virtual and each sweep is deterministic, down to which bodies run: a body runs again only if
 //! its outcome was not durable. On a file the same flows run a thousand times as fast as the clock.
 
+// As expect-test writes them.
+#![allow(clippy::needless_raw_string_hashes)]
+
 use std::{collections::BTreeSet, fmt::Write, time::Duration};
 
 use ergon::{
     prelude::*,
-    storage::{CallKind, Clock, ExecutionLog, Phase},
+    storage::{CallKind, Clock, ExecutionLog, Filter, Phase},
 };
 use ergon_tests::{Fault, FaultyLog, Place, TestClock, Trace, note};
 use expect_test::expect;
@@ -278,7 +281,7 @@ fn durable(log: &FaultyLog) -> BTreeSet<String> {
     runtime.block_on(async {
         let mut labels = BTreeSet::new();
         let log = log.another();
-        for info in log.list(&Default::default(), None, 100).await.unwrap().flows {
+        for info in log.list(&Filter::all(), None, 100).await.unwrap().flows {
             let history = log.history(&info.id, 0, 1_000).await.unwrap();
             for record in history.into_iter().filter(|record| record.kind == CallKind::Step) {
                 let text = String::from_utf8(record.payload.to_vec()).unwrap();
@@ -322,7 +325,7 @@ fn sweep(place: fn() -> Place, case: Case, parked: usize) -> String {
     let wanted = clean.run(&log, case, Duration::ZERO).expect("a clean run ends");
     let writes = log.writes();
     let ran = clean.trace.take();
-    let mut table = format!("{wanted}\n{}\n", ran.join(" "));
+    let mut table = format!("{}\n{}\n", wanted.trim_end(), ran.join(" "));
     for fault in [Fault::CrashBefore, Fault::CrashAfter, Fault::LoseAnswer, Fault::Refuse] {
         for write in 1..=writes {
             let place = place();
@@ -333,8 +336,8 @@ fn sweep(place: fn() -> Place, case: Case, parked: usize) -> String {
             let before = life.trace.take();
             let known = durable(&log);
             let lived_on = result.is_some();
-            let result = result
-                .unwrap_or_else(|| life.run(&log.another(), case, LEASE).expect("the second life ends the flow"));
+            let result =
+                result.unwrap_or_else(|| life.run(&log.another(), case, LEASE).expect("the second life ends the flow"));
             let after = life.trace.take();
             let what = format!("{case:?}, {fault:?} at write {write}: {before:?}, then {after:?}");
             assert_eq!(result, wanted, "{what}");
@@ -347,11 +350,42 @@ fn sweep(place: fn() -> Place, case: Case, parked: usize) -> String {
                     assert_eq!(sorted(&before), sorted(&ran), "{what}: not what runs without a fault");
                 }
             } else {
-                writeln!(table, "{fault:?} {write}: {} | {}", before.join(" "), after.join(" ")).unwrap();
+                let runs = format!("{} | {}", before.join(" "), after.join(" "));
+                writeln!(table, "{fault:?} {write}: {}", runs.trim_end()).unwrap();
             }
         }
     }
     table
+}
+
+/// Two crashes: at any write of the first life, and at any of the second.
+fn sweep_twice(case: Case) {
+    let place = Place::memory();
+    let clean = life(&place, 1_000);
+    let log = open(&place, &clean.clock);
+    let wanted = clean.run(&log, case, Duration::ZERO).expect("a clean run ends");
+    for first in 1..=log.writes() {
+        for second in 1..=log.writes() {
+            let life = life(&place, 1_000);
+            let log = open(&place, &life.clock);
+            log.order(first, Fault::CrashBefore);
+            assert_eq!(life.run(&log, case, Duration::ZERO), None);
+            let mut known = durable(&log);
+            life.trace.take().clear();
+            let next = log.another();
+            next.order(second, Fault::CrashAfter);
+            let mut result = life.run(&next, case, LEASE);
+            let mut ran = life.trace.take();
+            assert!(ran.iter().all(|label| !known.contains(label)), "{case:?}, {first}, {second}: {ran:?}, {known:?}");
+            if result.is_none() {
+                known = durable(&log);
+                result = life.run(&log.another(), case, LEASE);
+                ran = life.trace.take();
+                assert!(ran.iter().all(|label| !known.contains(label)), "{case:?}, {first}, {second}: {ran:?}");
+            }
+            assert_eq!(result.as_ref(), Some(&wanted), "{case:?}, {first}, {second}");
+        }
+    }
 }
 
 fn sorted(labels: &[String]) -> Vec<&String> {
@@ -378,6 +412,14 @@ macro_rules! sweeps {
             })*
         }
 
+        mod memory_twice {
+            use super::*;
+            $(#[test]
+            fn $name() {
+                sweep_twice(Case::$case);
+            })*
+        }
+
         mod sqlite {
             use super::*;
             $(#[test]
@@ -390,7 +432,7 @@ macro_rules! sweeps {
 
 sweeps! {
     sequence: Sequence expect![[r#"
-        a b c 
+        a b c
         a b c
         CrashBefore 1:  | a b c
         CrashBefore 2: a | a b c
@@ -399,10 +441,10 @@ sweeps! {
         CrashAfter 1:  | a b c
         CrashAfter 2: a | b c
         CrashAfter 3: a b | c
-        CrashAfter 4: a b c | 
+        CrashAfter 4: a b c |
     "#]],
     join: Join expect![[r#"
-        a b c d 
+        a b c d
         b c a d
         CrashBefore 1:  | b c a d
         CrashBefore 2: b c a | b c a d
@@ -413,20 +455,20 @@ sweeps! {
         CrashAfter 2: b c a | c a d
         CrashAfter 3: b c a | a d
         CrashAfter 4: b c a | d
-        CrashAfter 5: b c a d | 
+        CrashAfter 5: b c a d |
     "#]],
     try_join: TryJoin expect![[r#"
-        b d 
+        b d
         b c a d
         CrashBefore 1:  | b c a d
         CrashBefore 2: b c a | b c a d
         CrashBefore 3: b c a d | d
         CrashAfter 1:  | b c a d
         CrashAfter 2: b c a | d
-        CrashAfter 3: b c a d | 
+        CrashAfter 3: b c a d |
     "#]],
     timer_wins: TimerWins expect![[r#"
-        timer after 
+        timer after
         slow after
         CrashBefore 1:  | slow after
         CrashBefore 2:  | slow after
@@ -435,10 +477,10 @@ sweeps! {
         CrashAfter 1:  | slow after
         CrashAfter 2:  | after
         CrashAfter 3: slow | after
-        CrashAfter 4: slow after | 
+        CrashAfter 4: slow after |
     "#]],
     step_wins: StepWins expect![[r#"
-        quick after 
+        quick after
         quick after
         CrashBefore 1:  | quick after
         CrashBefore 2:  | quick after
@@ -447,10 +489,10 @@ sweeps! {
         CrashAfter 1:  | quick after
         CrashAfter 2:  | quick after
         CrashAfter 3: quick | after
-        CrashAfter 4: quick after | 
+        CrashAfter 4: quick after |
     "#]],
     nested: Nested expect![[r#"
-        inner left right after 
+        inner left right after
         outer inner right left after
         CrashBefore 1:  | outer inner right left after
         CrashBefore 2: outer inner | outer inner right left after
@@ -459,10 +501,10 @@ sweeps! {
         CrashAfter 1:  | outer inner right left after
         CrashAfter 2: outer inner | outer right left after
         CrashAfter 3: outer inner right left | after
-        CrashAfter 4: outer inner right left after | 
+        CrashAfter 4: outer inner right left after |
     "#]],
     retries: Retries expect![[r#"
-        flaky after 
+        flaky after
         flaky1 flaky2 flaky3 after
         CrashBefore 1:  | flaky1 flaky2 flaky3 after
         CrashBefore 2: flaky1 | flaky1 flaky2 flaky3 after
@@ -477,25 +519,25 @@ sweeps! {
         CrashAfter 4: flaky1 flaky2 | flaky3 after
         CrashAfter 5: flaky1 flaky2 | flaky3 after
         CrashAfter 6: flaky1 flaky2 flaky3 | after
-        CrashAfter 7: flaky1 flaky2 flaky3 after | 
+        CrashAfter 7: flaky1 flaky2 flaky3 after |
     "#]],
     timers: Timers expect![[r#"
-        a b 
+        a b
         a b
         CrashBefore 1:  | a b
         CrashBefore 2: a | a b
         CrashBefore 3: a | b
         CrashBefore 4: a | b
         CrashBefore 5: a b | b
-        CrashBefore 6: a b | 
-        CrashBefore 7: a b | 
+        CrashBefore 6: a b |
+        CrashBefore 7: a b |
         CrashAfter 1:  | a b
         CrashAfter 2: a | b
         CrashAfter 3: a | b
         CrashAfter 4: a | b
-        CrashAfter 5: a b | 
-        CrashAfter 6: a b | 
-        CrashAfter 7: a b | 
+        CrashAfter 5: a b |
+        CrashAfter 6: a b |
+        CrashAfter 7: a b |
     "#]],
     signals: Signal expect![[r#"
         early a late b None
@@ -517,10 +559,10 @@ sweeps! {
         CrashAfter 6: a | b
         CrashAfter 7: a | b
         CrashAfter 8: a | b
-        CrashAfter 9: a b | 
+        CrashAfter 9: a b |
     "#]],
     child: Children expect![[r#"
-        a a b c z 
+        a a b c z
         a flow/2:a flow/2:b flow/2:c z
         CrashBefore 1:  | a flow/2:a flow/2:b flow/2:c z
         CrashBefore 2: a | a flow/2:a flow/2:b flow/2:c z
@@ -539,10 +581,10 @@ sweeps! {
         CrashAfter 6: a flow/2:a flow/2:b flow/2:c | z
         CrashAfter 7: a flow/2:a flow/2:b flow/2:c | z
         CrashAfter 8: a flow/2:a flow/2:b flow/2:c | z
-        CrashAfter 9: a flow/2:a flow/2:b flow/2:c z | 
+        CrashAfter 9: a flow/2:a flow/2:b flow/2:c z |
     "#]],
     children_joined: ChildrenJoined expect![[r#"
-        a b own a b c 
+        a b own a b c
         own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b
         CrashBefore 1:  | own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b
         CrashBefore 2:  | own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b
@@ -557,10 +599,10 @@ sweeps! {
         CrashBefore 11: own flow/1:a flow/2:a flow/2:b flow/2:c | flow/1:b
         CrashBefore 12: own flow/1:a flow/2:a flow/2:b flow/2:c | flow/1:b
         CrashBefore 13: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b | flow/1:b
-        CrashBefore 14: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b | 
-        CrashBefore 15: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b | 
-        CrashBefore 16: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b | 
-        CrashBefore 17: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b | 
+        CrashBefore 14: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b |
+        CrashBefore 15: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b |
+        CrashBefore 16: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b |
+        CrashBefore 17: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b |
         CrashAfter 1:  | own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b
         CrashAfter 2:  | flow/1:a flow/2:a flow/2:b flow/2:c own flow/1:b
         CrashAfter 3: own | flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b
@@ -573,14 +615,14 @@ sweeps! {
         CrashAfter 10: own flow/1:a flow/2:a flow/2:b flow/2:c | flow/1:b
         CrashAfter 11: own flow/1:a flow/2:a flow/2:b flow/2:c | flow/1:b
         CrashAfter 12: own flow/1:a flow/2:a flow/2:b flow/2:c | flow/1:b
-        CrashAfter 13: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b | 
-        CrashAfter 14: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b | 
-        CrashAfter 15: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b | 
-        CrashAfter 16: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b | 
-        CrashAfter 17: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b | 
+        CrashAfter 13: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b |
+        CrashAfter 14: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b |
+        CrashAfter 15: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b |
+        CrashAfter 16: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b |
+        CrashAfter 17: own flow/1:a flow/2:a flow/2:b flow/2:c flow/1:b |
     "#]],
     inner_waits: InnerWaits expect![[r#"
-        inner early after 
+        inner early after
         outer inner end after
         CrashBefore 1:  | outer inner end after
         CrashBefore 2: outer | outer inner end after
@@ -597,7 +639,7 @@ sweeps! {
         CrashAfter 5: outer inner | outer end after
         CrashAfter 6: outer inner | outer end after
         CrashAfter 7: outer inner end | after
-        CrashAfter 8: outer inner end after | 
+        CrashAfter 8: outer inner end after |
     "#]],
     unordered: Unordered expect![[r#"
         190
@@ -609,6 +651,6 @@ sweeps! {
         CrashAfter 1:  | 0 3 6 9 12 15 18 1 4 7 10 13 16 19 2 5 8 11 14 17
         CrashAfter 2: 0 3 6 9 12 15 18 | 1 4 7 10 13 16 19 2 5 8 11 14 17
         CrashAfter 3: 0 3 6 9 12 15 18 1 4 7 10 13 16 19 | 2 5 8 11 14 17
-        CrashAfter 4: 0 3 6 9 12 15 18 1 4 7 10 13 16 19 2 5 8 11 14 17 | 
+        CrashAfter 4: 0 3 6 9 12 15 18 1 4 7 10 13 16 19 2 5 8 11 14 17 |
     "#]],
 }

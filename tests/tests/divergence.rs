@@ -1,5 +1,8 @@
 //! Code that no longer matches the history of its flows.
 
+// As expect-test writes them.
+#![allow(clippy::needless_raw_string_hashes)]
+
 use std::time::Duration;
 
 use ergon::{

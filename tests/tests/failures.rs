@@ -1,11 +1,14 @@
 //! Errors, panics, time limits and cancellation.
 
-use std::time::Duration;
+// Raw strings are as expect-test writes them, and its macros read best in place.
+#![allow(clippy::needless_raw_string_hashes, clippy::needless_pass_by_value)]
+
+use std::{fmt::Write, time::Duration};
 
 use ergon::{
     ErrorKind, FlowError, Retryable,
     prelude::*,
-    storage::{Cancelled, CallKind, ExecutionLog, FlowState, ManualClock, Phase},
+    storage::{CallKind, Cancelled, ExecutionLog, FlowState, ManualClock, Phase},
 };
 use ergon_tests::{FaultyLog, Place, Trace, both, note, soon, state_of, until};
 use expect_test::{Expect, expect};
@@ -156,7 +159,7 @@ async fn attempts_and_backoff_survive_a_crash(place: Place) {
         process.crash();
         drop(worker);
         let next = start(&log).await;
-        clock.advance(Duration::from_secs(3600 * hours) - Duration::from_micros(1));
+        clock.advance(Duration::from_micros(3_600_000_000 * hours - 1));
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert_eq!(trace.notes().last().map(String::as_str), Some(attempt), "not early");
         next.shutdown().await;
@@ -186,7 +189,10 @@ async fn a_step_has_a_time_limit_per_attempt(place: Place) {
         }
     });
     let FlowError::Failed(Typed::Engine(error)) = result.unwrap_err() else { panic!("not the engine's") };
-    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Timeout, r#"step "step" exceeded its time limit of 5s"#));
+    assert_eq!(
+        (error.kind(), error.to_string().as_str()),
+        (ErrorKind::Timeout, r#"step "step" exceeded its time limit of 5s"#)
+    );
     trace.take().clear();
     let (result, ()) = tokio::join!(fails(&log, &trace, "hangs once"), async {
         until("the attempt", || async { trace.notes().len() == 1 }).await;
@@ -257,7 +263,10 @@ async fn a_flow_has_a_time_limit(place: Place) {
     for flow in &flows {
         let error = soon("the limit", flow.result()).await.unwrap_err();
         let FlowError::Fault(error) = error else { panic!("{error:?}") };
-        assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Timeout, "the flow exceeded its time limit"));
+        assert_eq!(
+            (error.kind(), error.to_string().as_str()),
+            (ErrorKind::Timeout, "the flow exceeded its time limit")
+        );
     }
     worker.shutdown().await;
 }
@@ -450,6 +459,7 @@ async fn the_worker_lives_through_panics(place: Place) {
     let log = place.log().await;
     let scheduler = Scheduler::new(log.clone());
     let worker = Worker::new(log.clone()).register::<Bombs>().slots(2).start().await.unwrap();
+    let mut table = String::new();
     for how in ["serialize", "drop"] {
         for place in ["outcome", "error", "argument", "body", "result"] {
             let flow = scheduler.schedule(Bombs { place: place.into(), how: how.into() }).await.unwrap();
@@ -463,15 +473,28 @@ async fn the_worker_lives_through_panics(place: Place) {
                 }
             };
             let info = soon(&format!("the end of a flow with a bomb in {how} of its {place}"), state).await;
-            println!("{how} {place}: {} {:?}", info.state, info.reason);
+            writeln!(table, "{how} {place}: {} {}", info.state, info.reason.as_deref().unwrap_or("-")).unwrap();
         }
     }
+    expect![[r#"
+        serialize outcome: failed step "outcome" panicked: in Serialize
+        serialize error: failed the error of step "error" panicked: in Serialize
+        serialize argument: failed the flow panicked: in Serialize
+        serialize body: completed -
+        serialize result: failed the flow panicked: in Serialize
+        drop outcome: failed the flow panicked: in Drop
+        drop error: failed the flow panicked: in Drop
+        drop argument: failed the flow panicked: in Drop
+        drop body: failed step "body" panicked: in Drop
+        drop result: failed the flow panicked: in Drop
+    "#]]
+    .assert_eq(&table);
     // Both slots are free, and a flow that is dropped with a bomb in its hands takes nothing with it.
     let held = scheduler.schedule(Bombs { place: "held".into(), how: "drop".into() }).await.unwrap();
     state_of(&log, held.id(), FlowState::Suspended).await;
     let good = scheduler.schedule(Bombs { place: "result".into(), how: "good".into() }).await.unwrap();
     assert_eq!(soon("a good flow", good.result()).await.unwrap().0, "good");
-    assert_eq!(worker.running(), 0);
+    until("the slots to be free", || async { worker.running() == 0 }).await;
     soon("the shutdown", worker.shutdown()).await;
 }
 
@@ -515,9 +538,7 @@ impl Plain {
 
     #[step(retry = none, timeout = "1s")]
     async fn step(&self) -> Result<(), String> {
-        if self.how == "panics" {
-            panic!("no conversion");
-        }
+        assert!(self.how != "panics", "no conversion");
         std::future::pending().await
     }
 }

@@ -1,9 +1,6 @@
 //! What must not confuse a replay: combinators that poll at random, futures dropped or never polled, equal calls.
 
-use std::{
-    collections::BTreeSet,
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use ergon::{
     Flow,

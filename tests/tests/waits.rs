@@ -1,5 +1,8 @@
 //! Timers, signals and children, in flows and in steps.
 
+// As expect-test writes them.
+#![allow(clippy::needless_raw_string_hashes)]
+
 use std::time::Duration;
 
 use ergon::{
@@ -30,6 +33,14 @@ both!(
     a_child_that_fails_tells_its_parent,
     a_detached_child_goes_its_own_way,
     a_child_whose_id_is_taken,
+);
+
+both!(threads:
+    ten_thousand_short_timers_all_fire,
+    one_flow_with_many_short_timers,
+    signals_come_in_order_each_to_one_wait,
+    a_signal_at_the_moment_of_suspension_is_not_lost,
+    children_are_started_once_and_heard_of,
 );
 
 /// Waits inside steps.
@@ -234,7 +245,8 @@ async fn instants_in_the_past_fire_at_once(place: Place) {
     let times = soon("the result", flow.result()).await.unwrap();
     assert_eq!(times[0], times[2]);
     // The past can be long ago.
-    let flow = Scheduler::new(log.clone()).schedule(Alarm { seconds: 0 }).start_at(ergon::Timestamp::EPOCH).await.unwrap();
+    let flow =
+        Scheduler::new(log.clone()).schedule(Alarm { seconds: 0 }).start_at(ergon::Timestamp::EPOCH).await.unwrap();
     soon("the result", flow.result()).await.unwrap();
     let before = ergon::Timestamp::from_micros(-1_000_000);
     let flow = Scheduler::new(log.clone()).schedule(Alarm { seconds: 0 }).start_at(before).await.unwrap();
@@ -362,7 +374,7 @@ struct Approval {
 impl Approval {
     #[flow]
     async fn run(&self) -> Outcome<Option<String>> {
-        Ok(signal("approval").timeout(Duration::from_secs(86_400 * self.days)).await?)
+        signal("approval").timeout(Duration::from_secs(86_400 * self.days)).await
     }
 }
 
@@ -370,7 +382,8 @@ async fn a_signal_with_a_time_limit(place: Place) {
     let clock = ManualClock::new();
     let log = place.log_at(clock.clone()).await;
     let scheduler = Scheduler::new(log.clone());
-    let worker = Worker::new(log.clone()).register::<Approval>().lease(Duration::from_secs(1_000_000)).start().await.unwrap();
+    let worker =
+        Worker::new(log.clone()).register::<Approval>().lease(Duration::from_secs(1_000_000)).start().await.unwrap();
     let approved = scheduler.schedule(Approval { days: 1 }).await.unwrap();
     let late = scheduler.schedule(Approval { days: 1 }).await.unwrap();
     let none = scheduler.schedule(Approval { days: 0 }).await.unwrap();
@@ -483,7 +496,8 @@ impl Kid {
 }
 
 async fn parents(log: &FaultyLog, trace: &Trace) -> ergon::WorkerHandle {
-    let worker = Worker::new(log.clone()).register::<Parent>().register::<Kid>().with_state(trace.clone()).parked_max(0);
+    let worker =
+        Worker::new(log.clone()).register::<Parent>().register::<Kid>().with_state(trace.clone()).parked_max(0);
     worker.start().await.unwrap()
 }
 
@@ -561,7 +575,8 @@ async fn the_history_tells_of_waits() {
             90.00s  step     2 time                ok in 0us  1735689690000000
             90.00s  timer    3 sleep_until         waits until 0us
             90.00s  timer    3 sleep_until         fired
-            90.00s  completed  [1735689600000000,1735689690000000,1735689690000000]"#]].assert_eq(&history.to_string());
+            90.00s  completed  [1735689600000000,1735689690000000,1735689690000000]"#]]
+    .assert_eq(&history.to_string());
     worker.shutdown().await;
     let unknown: Result<_, StorageError> = Scheduler::new(log).history(&ergon::FlowId::new("nobody").unwrap()).await;
     assert_eq!(unknown.unwrap_err().kind(), ErrorKind::NotFound);

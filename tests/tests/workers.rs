@@ -9,9 +9,10 @@ use std::{
 use ergon::{
     Entry, WorkerHandle,
     prelude::*,
-    storage::{ExecutionLog, Filter, FlowState, ManualClock, Phase, SystemClock},
+    storage::{ExecutionLog, Filter, FlowState, ManualClock, Phase},
 };
 use ergon_tests::{Fault, FaultyLog, Place, Trace, both, note, soon, state_of, until};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::sync::Semaphore;
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -33,6 +34,14 @@ impl Gate {
         self.0.acquire().await.unwrap().forget();
     }
 }
+
+both!(threads:
+    shutdown_at_any_write_loses_nothing,
+    an_outage_delays_and_corrupts_nothing,
+    faults_at_random_corrupt_nothing,
+    two_workers_share_a_queue,
+    one_slot_is_enough_for_parents_and_children,
+);
 
 /// A step, one that waits at the gate, and another one.
 #[flow_type]
@@ -100,6 +109,9 @@ both!(
     a_worker_leaves_types_alone_that_it_lacks,
     an_idle_worker_asks_nothing,
     an_outage_delays_and_corrupts_nothing,
+    faults_at_random_corrupt_nothing,
+    shutdown_ends_though_the_log_is_out_of_order,
+    large_flows_are_flows_like_others,
     an_outage_longer_than_the_lease_lets_flows_go,
     a_poison_flow_is_stalled_with_its_reason,
     two_workers_share_a_queue,
@@ -119,7 +131,7 @@ async fn a_crashed_workers_flow_is_taken_over_once_its_lease_ends(place: Place) 
     dead.crash();
 
     let second = gated(&log, &trace, &gate).name("second").fallback(Duration::from_millis(5)).start().await.unwrap();
-    clock.advance(LEASE - Duration::from_micros(1));
+    clock.advance(Duration::from_micros(59_999_999));
     // It looks several times in vain.
     let looks = || log.calls().get("claim").copied().unwrap_or_default();
     let looked = looks();
@@ -259,7 +271,8 @@ impl Mixed {
 }
 
 async fn mixed(log: &FaultyLog, trace: &Trace) -> WorkerHandle {
-    let worker = Worker::new(log.clone()).register::<Mixed>().with_state(trace.clone()).lease(Duration::from_secs(3600));
+    let worker =
+        Worker::new(log.clone()).register::<Mixed>().with_state(trace.clone()).lease(Duration::from_secs(3600));
     worker.start().await.unwrap()
 }
 
@@ -421,6 +434,86 @@ async fn an_outage_delays_and_corrupts_nothing(place: Place) {
     assert!(ran.values().all(|times| *times == 1), "{ran:?}");
 }
 
+async fn faults_at_random_corrupt_nothing(place: Place) {
+    let seed = std::env::var("ERGON_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+    println!("seed: ERGON_SEED={seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let log = place.log().await;
+    let scheduler = Scheduler::new(log.clone());
+    let trace = Trace::new();
+    let process = log.another();
+    for write in (1..2_000).filter(|_| rng.random_bool(0.2)).collect::<Vec<_>>() {
+        process.order(write, if rng.random() { Fault::LoseAnswer } else { Fault::Refuse });
+    }
+    // Claims whose answer is lost hold their flows until the lease ends.
+    let worker = Worker::new(process.clone()).register::<Mixed>().with_state(trace.clone());
+    let worker = worker.lease(Duration::from_secs(2)).slots(8).start().await.unwrap();
+    let flows = scheduler.schedule_all((0..60).map(|number| Mixed { number })).await.unwrap();
+    for flow in &flows {
+        assert_eq!(soon("the result", flow.result()).await.unwrap(), "abcde");
+        let history = log.history(flow.id(), 0, 100).await.unwrap();
+        assert_eq!(history.iter().filter(|record| record.phase.is_outcome()).count(), 7, "{history:#?}");
+        assert_eq!(history.iter().filter(|record| record.phase == Phase::Attempt).count(), 1, "{history:#?}");
+    }
+    soon("the shutdown", worker.shutdown()).await;
+    let mut ran: BTreeMap<_, u32> = BTreeMap::new();
+    trace.take().into_iter().for_each(|label| *ran.entry(label).or_default() += 1);
+    assert_eq!(ran.len(), 600);
+    assert!(ran.values().all(|times| *times == 1), "{ran:?}");
+}
+
+async fn shutdown_ends_though_the_log_is_out_of_order(place: Place) {
+    let log = place.log().await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let process = log.another();
+    let worker = gated(&process, &trace, &gate).grace(Duration::from_millis(50)).start().await.unwrap();
+    let flow = Scheduler::new(log.clone()).schedule(Gated).await.unwrap();
+    until("the step to begin", || async { trace.count("b") == 1 }).await;
+    process.outage(true);
+    gate.open();
+    soon("the shutdown", worker.shutdown()).await;
+    assert_eq!(flow.status().await.unwrap().state, FlowState::Running, "its lease ends by itself");
+    assert_eq!(flow.status().await.unwrap().records, 1);
+}
+
+/// A flow of many steps, one after the other or at once.
+#[flow_type]
+struct Large {
+    in_sequence: u64,
+    at_once: u64,
+}
+
+#[flow_type]
+impl Large {
+    #[flow]
+    async fn run(&self) -> ergon::Result<u64> {
+        let mut sum = 0;
+        for _ in 0..self.in_sequence {
+            sum += self.one().await?;
+        }
+        let joined = futures::future::try_join_all((0..self.at_once).map(|_| self.one())).await?;
+        sleep(Duration::from_millis(60)).await;
+        Ok(sum + joined.into_iter().sum::<u64>())
+    }
+
+    #[step]
+    async fn one(&self) -> ergon::Result<u64> {
+        Ok(1)
+    }
+}
+
+async fn large_flows_are_flows_like_others(place: Place) {
+    let log = place.log().await;
+    let worker = Worker::new(log.clone()).register::<Large>().parked_max(0).start().await.unwrap();
+    for (in_sequence, at_once) in [(0, 1_000), (10_000, 0)] {
+        let flow = Scheduler::new(log.clone()).schedule(Large { in_sequence, at_once }).await.unwrap();
+        assert_eq!(soon("the result", flow.result()).await.unwrap(), in_sequence + at_once);
+        let calls = flow.history().await.unwrap().calls().len() as u64;
+        assert_eq!(calls, in_sequence + at_once + 1);
+    }
+    worker.shutdown().await;
+}
+
 async fn an_outage_longer_than_the_lease_lets_flows_go(place: Place) {
     let log = place.log().await;
     let scheduler = Scheduler::new(log.clone());
@@ -573,14 +666,15 @@ async fn priorities_queues_and_delays_are_kept(place: Place) {
     assert_eq!(trace.take(), ["later"]);
     assert_eq!(flows[4].status().await.unwrap().state, FlowState::Scheduled);
     worker.shutdown().await;
-    let worker = Worker::new(log.clone()).register::<Named>().with_state(trace.clone()).queues(["default", "elsewhere"]);
+    let worker =
+        Worker::new(log.clone()).register::<Named>().with_state(trace.clone()).queues(["default", "elsewhere"]);
     let worker = worker.start().await.unwrap();
     soon("the result elsewhere", flows[4].result()).await.unwrap();
     worker.shutdown().await;
 }
 
 async fn a_worker_claims_no_more_than_its_slots(place: Place) {
-    let log = place.log_with(Arc::new(SystemClock), Default::default()).await;
+    let log = place.log().await;
     let scheduler = Scheduler::new(log.clone());
     let (trace, gate) = (Trace::new(), Gate::closed());
     let worker = gated(&log, &trace, &gate).slots(3).start().await.unwrap();

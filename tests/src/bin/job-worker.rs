@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use ergon::{Worker, storage::{Durability, SqliteOptions}};
+use ergon::{
+    Worker,
+    storage::{Durability, SqliteOptions},
+};
 use ergon_tests::job::{Diary, Job};
 use tokio::io::AsyncReadExt;
 
