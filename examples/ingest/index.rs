@@ -59,7 +59,8 @@ impl IndexWriter {
     pub(crate) fn start(path: &Path) -> ergon::Result<Self> {
         const GROUP_MAX: usize = 256;
         let mut connection = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
-        connection.execute_batch(SCHEMA).map_err(|error| at(path, &error))?;
+        let prepared = connection.pragma_update(None, "journal_mode", "wal");
+        prepared.and_then(|()| connection.execute_batch(SCHEMA)).map_err(|error| at(path, &error))?;
         let (jobs, mut waiting) = mpsc::channel::<Job>(GROUP_MAX);
         thread::Builder::new().name("index".into()).spawn(move || {
             let mut group = Vec::new();
@@ -273,7 +274,6 @@ fn connect(path: &Path, flags: OpenFlags) -> ergon::Result<Connection> {
     let open = || {
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | flags)?;
         connection.busy_timeout(Duration::from_secs(10))?; // another process may be at work on it
-        connection.pragma_update(None, "journal_mode", "wal")?;
         Ok(connection)
     };
     open().map_err(|error: rusqlite::Error| at(path, &error))

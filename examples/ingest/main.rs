@@ -103,7 +103,7 @@ async fn run_index(folder: &Path, db: &Path) -> ergon::Result<ExitCode> {
     let scheduler = Scheduler::new(log.clone());
     let before = report::retry_failed(&scheduler).await?;
     if before.open > 0 {
-        say(format_args!("going on: {} files are still to be done from an earlier run", count(before.open)));
+        say(format_args!("going on   {} still to be done from an earlier run", count(before.open)));
     }
 
     let worker = Worker::new(log)
@@ -126,7 +126,7 @@ async fn run_index(folder: &Path, db: &Path) -> ergon::Result<ExitCode> {
 
     let flows = report::flows(&**scheduler.log()).await?;
     let Some((planned, done)) = outcome else {
-        say(format_args!("stopped; {} files are still to be done: give the same command to go on", count(flows.open)));
+        say(format_args!("stopped    {} still to be done: give the same command to go on", count(flows.open)));
         return Ok(ExitCode::from(130));
     };
     let reader = Index::open(&index)?;
@@ -183,7 +183,7 @@ fn search(words: &[String], db: &Path, limit: usize) -> ergon::Result<ExitCode> 
         return Err(ergon::Error::new("there is no word of two letters or digits to look for"));
     }
     let (hits, total) = index.search(&terms, limit)?;
-    say(format_args!("found in {} files: {}", count(total), terms.join(" ")));
+    say(format_args!("found in {}: {}", count(total), terms.join(" ")));
     for path in hits {
         say(format_args!("  {path}"));
     }

@@ -1,7 +1,7 @@
 //! What a person sees.
 
 use std::{
-    fmt::Display,
+    fmt::{self, Display},
     io::{self, Write},
     time::Duration,
 };
@@ -10,7 +10,7 @@ use ergon::{
     Flow, FlowState, Scheduler, StorageError,
     storage::{ExecutionLog, Filter},
 };
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
 
 use crate::{
     file::IndexFile,
@@ -71,9 +71,11 @@ pub(crate) struct Progress {
 impl Progress {
     pub(crate) fn new() -> Self {
         let bar = ProgressBar::new(0);
-        let template = "{bar:40} {human_pos} of {human_len}{msg} files, {per_sec:.0}, {eta} left";
+        let template = "{bar:40} {human_pos} of {human_len}{msg} files, {rate} a second, {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
+            bar.set_style(style.with_key("rate", |state: &ProgressState, text: &mut dyn fmt::Write| {
+                let _ = write!(text, "{:.0}", state.per_sec());
+            }));
         }
         Self { bar }
     }
@@ -98,11 +100,11 @@ pub(crate) fn count(number: u64) -> HumanCount {
 pub(crate) fn print_run(planned: &Planned, done: u64, gone: u64, took: Duration) {
     let Planned { changed, same, left_out, left_out_first } = planned;
     let (changed, same, gone) = (count(*changed), count(*same), count(gone));
-    say(format_args!("{changed} files new or changed, {same} as before, {gone} gone"));
+    say(format_args!("files      {changed} new or changed, {same} as before, {gone} gone"));
     let rate = u128::from(done) * 1_000 / took.as_millis().max(1);
     let rate = count(u64::try_from(rate).unwrap_or(u64::MAX));
     if done > 0 {
-        say(format_args!("{} files done in {:.1} s, {rate} a second", count(done), took.as_secs_f64()));
+        say(format_args!("done       {} in {:.1} s, {rate} a second", count(done), took.as_secs_f64()));
     }
     for why in left_out_first {
         say(format_args!("left out   {why}"));
@@ -154,9 +156,9 @@ pub(crate) async fn print_failures(scheduler: &Scheduler, flows: &Flows) -> ergo
         return Ok(());
     }
     let failed = Filter::all().with_flow_type(TYPE).with_state(FlowState::Failed).with_state(FlowState::Stalled);
-    say(format_args!("{} files failed; the next index tries them again:", count(flows.failed)));
+    say(format_args!("failed     {}; the next index tries again:", count(flows.failed)));
     for flow in scheduler.log().list(&failed, None, 10).await?.flows {
-        say(format_args!("  {}: {}", flow.id, flow.reason.as_deref().unwrap_or("no reason given")));
+        say(format_args!("           {}: {}", flow.id, flow.reason.as_deref().unwrap_or("no reason given")));
     }
     Ok(())
 }
