@@ -47,8 +47,10 @@ impl Timestamp {
     /// This instant plus a duration, rounded up to the next microsecond so that a timer is never early.
     /// `None` past [`Timestamp::MAX`].
     pub fn checked_add(self, duration: Duration) -> Option<Self> {
-        let micros = i64::try_from(duration.as_nanos().div_ceil(1_000)).ok()?;
-        let sum = self.0.checked_add(micros)?;
+        // In 64 bits: the clock is read several times a step.
+        let micros = duration.as_secs().checked_mul(1_000_000)?;
+        let micros = micros.checked_add(u64::from(duration.subsec_nanos().div_ceil(1_000)))?;
+        let sum = self.0.checked_add(i64::try_from(micros).ok()?)?;
         (sum <= Self::MAX.0).then_some(Self(sum))
     }
 
