@@ -17,6 +17,8 @@
 
 mod clock;
 mod commit;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 mod flow;
 mod id;

@@ -1,24 +1,60 @@
-//! The in-memory log.
+//! The in-memory log keeps the laws.
 
-#![cfg(feature = "memory")]
+#![cfg(feature = "conformance")]
 
-use std::sync::Arc;
-
-use ergon_storage::{
-    ClaimRequest, ClaimTarget, Commit, Committed, ExecutionLog, FlowId, FlowState, InMemoryExecutionLog, NewFlow, Next,
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
-#[tokio::test]
-async fn a_flow_runs_to_its_end() {
-    let log: Arc<dyn ExecutionLog> = Arc::new(InMemoryExecutionLog::new());
-    let id = FlowId::new("order-7").unwrap();
-    log.enqueue(vec![NewFlow::new(id.clone(), "Order", 1, &b"{}"[..])]).await.unwrap();
-    let target = ClaimTarget::Queues { queues: ["default".into()].into(), types: [("Order".into(), 1)].into() };
-    let claimed = log.claim(ClaimRequest::new("worker", target)).await.unwrap();
-    let lease = claimed.flows[0].lease.clone();
-    let mut commit = Commit::new(lease, 1);
-    commit.next = Next::Complete { result: "done".into() };
-    assert_eq!(log.commit(commit).await.unwrap(), Committed::Applied);
-    let flow = log.flow(&id).await.unwrap().unwrap();
-    assert_eq!((flow.info.state, &*flow.result), (FlowState::Completed, &b"done"[..]));
+use ergon_storage::{
+    InMemoryExecutionLog, ManualClock,
+    conformance::{Harness, Lifetime, block_on, random_script},
+};
+
+struct MemoryHarness;
+
+struct MemoryStore {
+    clock: ManualClock,
+    log: Mutex<Arc<InMemoryExecutionLog>>,
+}
+
+fn empty(clock: &ManualClock) -> Arc<InMemoryExecutionLog> {
+    Arc::new(InMemoryExecutionLog::new().with_clock(Arc::new(clock.clone())))
+}
+
+impl Harness for MemoryHarness {
+    type Log = InMemoryExecutionLog;
+    type Store = MemoryStore;
+    const LIFETIME: Lifetime = Lifetime::Handle;
+
+    async fn create(&self) -> MemoryStore {
+        let clock = ManualClock::new();
+        MemoryStore { log: Mutex::new(empty(&clock)), clock }
+    }
+
+    async fn open(&self, store: &MemoryStore) -> Arc<InMemoryExecutionLog> {
+        Arc::new(InMemoryExecutionLog::clone(&store.log.lock().unwrap()))
+    }
+
+    async fn close(&self, store: &MemoryStore, log: Arc<InMemoryExecutionLog>) {
+        drop(log);
+        *store.log.lock().unwrap() = empty(&store.clock);
+    }
+
+    async fn advance(&self, store: &MemoryStore, by: Duration) {
+        store.clock.advance(by);
+    }
+}
+
+ergon_storage::conformance_tests!(MemoryHarness);
+
+/// The scripts are the same each time they are played: a smoke test of the script more than of the log.
+#[test]
+fn scripts_agree_with_themselves() {
+    block_on(async {
+        for seed in 10_000..10_200 {
+            random_script(&MemoryHarness, seed, 80).await;
+        }
+    });
 }

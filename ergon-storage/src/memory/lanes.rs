@@ -94,9 +94,4 @@ impl Lanes {
         let sets = lanes.iter().filter_map(|lane| self.0.get(lane)).flat_map(BTreeMap::values);
         sets.filter_map(|flows| flows.first().map(|(due_at, _)| *due_at)).min()
     }
-
-    #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }

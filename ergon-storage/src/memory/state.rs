@@ -647,3 +647,49 @@ impl Flow {
         self.info.records = self.history.last().map_or(0, |record| record.seq);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{CallPath, ClaimTarget, Parent};
+
+    /// Flows that are gone leave nothing behind in any map.
+    #[test]
+    fn forgotten_flows_leave_nothing_behind() {
+        let mut state = State::default();
+        let now = Timestamp::EPOCH;
+        let target = ClaimTarget::Queues { queues: ["default".into()].into(), types: [("Order".into(), 1)].into() };
+        let mut request = ClaimRequest::new("worker", target);
+        request.limit = usize::MAX;
+        for round in 0_i16..10 {
+            let id = |number: u32| FlowId::new(format!("flow-{number}")).unwrap();
+            let flow = |number: u32| {
+                let parent = Parent { id: id(number / 2), path: CallPath::top(number), detached: number % 3 == 0 };
+                NewFlow::new(id(number), "Order", 1, "{}").with_priority(round).with_parent(parent)
+            };
+            state.enqueue((0..100).map(flow).collect(), now, &Limits::default()).unwrap();
+            for (claimed, number) in state.claim(&request, now).flows.into_iter().zip(0..) {
+                let message = NewMessage::new(claimed.lease.flow.clone(), Channel::signal("go"), "").with_key("k");
+                state.send(message, now).unwrap();
+                let mut commit = Commit::new(claimed.lease, 1);
+                commit.next = match number % 4 {
+                    0 => Next::Complete { result: Bytes::new() },
+                    1 => Next::Fail { error: Bytes::new(), reason: "".into() },
+                    2 => Next::Suspend(Wake { at: Some(now.saturating_add(Duration::from_secs(1))), channels: vec![] }),
+                    _ => Next::Stall { reason: "".into(), build: "".into() },
+                };
+                state.commit(commit, now, &Limits::default()).unwrap();
+            }
+            for number in 0..100 {
+                state.cancel(&id(number), "", now).unwrap();
+            }
+            assert_eq!(state.prune(&PrunePolicy::older_than(Duration::ZERO).with_limit(50), now), 50);
+            let deleted = (0..100).filter(|number| state.delete(&id(*number)).unwrap()).count();
+            assert_eq!(deleted, 50);
+        }
+        state.hints = Hints::default();
+        assert_eq!(format!("{state:?}"), format!("{:?}", State { last: 1_000, ..State::default() }));
+    }
+}
