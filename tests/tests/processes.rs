@@ -9,8 +9,8 @@ use std::{
 };
 
 use ergon::{
-    Entry, FlowHandle, Scheduler, SqliteExecutionLog,
-    storage::{ExecutionLog, FlowState, Phase},
+    Entry, FlowHandle, FlowId, Scheduler, SqliteExecutionLog,
+    storage::{ExecutionLog, FlowState, Phase, SqliteOptions},
 };
 use ergon_tests::{
     job::{self, Job},
@@ -183,8 +183,10 @@ async fn two_processes_share_a_queue_and_run_each_step_once() {
 #[tokio::test]
 async fn a_zombie_changes_nothing() {
     let directory = TempDir::new().expect("a directory");
-    let log = SqliteExecutionLog::open(directory.path().join("log.db")).await.expect("the log opens");
+    let options = SqliteOptions::new(directory.path().join("log.db")).busy_timeout(Duration::from_millis(300));
+    let log = options.open().await.expect("the log opens");
     let flows = schedule(&log, 200).await;
+    let nobody = FlowId::new("nobody").unwrap();
     let lease = Duration::from_millis(200);
     let zombie = Process::start(directory.path(), lease);
     // It is in the middle of things …
@@ -193,7 +195,15 @@ async fn a_zombie_changes_nothing() {
         (1..190).contains(&left)
     })
     .await;
-    zombie.signal("STOP");
+    loop {
+        zombie.signal("STOP");
+        // Stopped while it writes, it would hold the lock of the file, and nobody could write.
+        if log.delete(&nobody).await.is_ok() {
+            break;
+        }
+        zombie.signal("CONT");
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
     // … and another one finishes all, what the first one holds included.
     let other = Process::start(directory.path(), lease);
     until("the other worker to finish all flows", || async { unfinished(&log).await == 0 }).await;
