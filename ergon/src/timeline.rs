@@ -4,7 +4,7 @@ use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use ergon_storage::{CallKind, CallPath, ExecutionLog, FlowId, FlowInfo, Phase, Record, Timestamp};
 
-use crate::StorageError;
+use crate::{StorageError, error::Error, flow::Failure};
 
 /// What happened in a flow: its records, and with `{}` a timeline with one line per event.
 ///
@@ -117,7 +117,7 @@ fn line(f: &mut fmt::Formatter<'_>, record: &Record, began: Timestamp) -> fmt::R
         },
         (Phase::Attempt, _) => {
             let retry = due.unwrap_or_default();
-            writeln!(f, "attempt {} failed in {took}, again at {retry}: {}", record.attempt, excerpt(&record.payload))
+            writeln!(f, "attempt {} failed in {took}, again at {retry}: {}", record.attempt, error(&record.payload))
         }
         (Phase::Completed, _) if record.kind == CallKind::Timer => writeln!(f, "fired"),
         (Phase::Completed, _) if record.kind == CallKind::Child && record.payload.is_empty() => {
@@ -131,14 +131,26 @@ fn line(f: &mut fmt::Formatter<'_>, record: &Record, began: Timestamp) -> fmt::R
             writeln!(f, "  {}", excerpt(&record.payload))
         }
         (Phase::Failed, _) if record.kind == CallKind::Signal => writeln!(f, "did not come in time"),
-        (Phase::Failed, _) => writeln!(f, "failed in {took}: {}", excerpt(&record.payload)),
+        (Phase::Failed, _) => writeln!(f, "failed in {took}: {}", error(&record.payload)),
     }
+}
+
+/// An error as people read it: the message where it is one of ours, else as it is recorded.
+fn error(payload: &[u8]) -> String {
+    let ours = serde_json::from_slice::<Error>(payload).ok();
+    let ours = ours.or_else(|| match serde_json::from_slice::<Failure<Error>>(payload).ok()? {
+        Failure::Error(error) | Failure::Fault(error) => Some(error),
+    });
+    ours.map_or_else(|| excerpt(payload), |error| shorten(&format!("{error:#}")))
 }
 
 /// The beginning of a payload, on one line.
 fn excerpt(payload: &[u8]) -> String {
+    shorten(&String::from_utf8_lossy(payload))
+}
+
+fn shorten(text: &str) -> String {
     const CHARS_MAX: usize = 60;
-    let text = String::from_utf8_lossy(payload);
     let mut excerpt: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CHARS_MAX).collect();
     if text.chars().nth(CHARS_MAX).is_some() {
         excerpt.push('…');
