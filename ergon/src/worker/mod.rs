@@ -86,7 +86,9 @@ impl Worker {
         self
     }
 
-    /// How many flows run at once, at least 1; 256 by default. A flow that waits holds no slot.
+    /// How many flows run at once, at least 1; 256 by default. A flow that waits holds no slot. When there are more
+    /// flows than slots, the one that has been due the longest goes first: new flows get their turn before those that
+    /// come back from a wait later on.
     pub fn slots(mut self, slots: usize) -> Self {
         self.options.slots = slots;
         self
