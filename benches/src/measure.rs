@@ -2,7 +2,10 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use rustix::time::{ClockId, clock_gettime};
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::{TimeVal, TimeValLike},
+};
 use serde::{Deserialize, Serialize};
 
 /// One figure of a round.
@@ -44,10 +47,14 @@ pub(crate) fn each(total: Duration, count: usize) -> Duration {
     total / u32::try_from(count.max(1)).unwrap_or(u32::MAX)
 }
 
-/// The processor time that this process has used, in user and system mode, over all threads.
+/// The processor time that this process has used, in user and system mode, over all threads; zero where the system
+/// does not tell.
 pub(crate) fn cpu() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+    let time = |value: TimeVal| {
+        let micros = value.num_microseconds();
+        Duration::from_micros(micros.unsigned_abs())
+    };
+    getrusage(UsageWho::RUSAGE_SELF).map_or(Duration::ZERO, |usage| time(usage.user_time()) + time(usage.system_time()))
 }
 
 /// The processor time used since then.
@@ -55,10 +62,11 @@ pub(crate) fn cpu_since(start: Duration) -> Duration {
     cpu().saturating_sub(start)
 }
 
-/// The memory that this process holds, in bytes; `None` where the system does not tell.
+/// The memory that this process holds for itself, without files that are mapped, in bytes; `None` where the system
+/// does not tell.
 pub(crate) fn resident() -> Option<usize> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
     let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib << 10)
 }

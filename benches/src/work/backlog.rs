@@ -14,24 +14,28 @@ use crate::{case::Case, log::Log, measure::Measure, stats::Times};
 const BACKLOGS: [(usize, &str); 3] = [(1_000, "1 k"), (100_000, "100 k"), (1_000_000, "1 M")];
 /// How many claims are timed at each.
 const CLAIMS: usize = 300;
+/// Claims before the first that counts.
+const WARM_UP: usize = 100;
 /// How many flows are accepted at once, with few bytes in flight.
 const BATCH: usize = 5_000;
 
 pub(super) async fn ergon(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failure> {
     let log = Log::open(case, dir).await?;
     let log = log.as_log();
-    let mut made = 0;
+    let mut made = WARM_UP;
+    log.enqueue((0..WARM_UP).map(flow).collect::<Result<_, _>>()?).await?;
+    claims(log, WARM_UP).await?;
     let mut measures = Vec::new();
     let mut medians = Vec::new();
     for (backlog, name) in BACKLOGS.into_iter().filter(|(backlog, _)| *backlog <= case.size) {
         // What was claimed at the backlog before is gone.
-        let total = backlog + medians.len() * CLAIMS;
+        let total = WARM_UP + backlog + medians.len() * CLAIMS;
         while made < total {
             let numbers = made..total.min(made + BATCH);
             made = numbers.end;
             log.enqueue(numbers.map(flow).collect::<Result<_, _>>()?).await?;
         }
-        let times = Times::new(claims(log).await?);
+        let times = Times::new(claims(log, CLAIMS).await?);
         measures.push(Measure::micros(format!("claim p50, {name} wait"), times.p50()));
         measures.push(Measure::micros(format!("claim p99, {name} wait"), times.p99()));
         medians.push(times.p50().as_secs_f64());
@@ -48,12 +52,12 @@ fn flow(number: usize) -> Result<NewFlow, Failure> {
 }
 
 /// Claims flows one by one, and ends each, which is not timed.
-async fn claims(log: &dyn ExecutionLog) -> Result<Vec<std::time::Duration>, StorageError> {
+async fn claims(log: &dyn ExecutionLog, count: usize) -> Result<Vec<std::time::Duration>, StorageError> {
     let types = [("Backlog".into(), 1)].into();
     let queues = [NewFlow::DEFAULT_QUEUE.into()].into();
     let request = ClaimRequest::new("bench", ClaimTarget::Queues { queues, types });
-    let mut times = Vec::with_capacity(CLAIMS);
-    for _ in 0..CLAIMS {
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
         let start = Instant::now();
         let claimed = log.claim(request.clone()).await?;
         times.push(start.elapsed());

@@ -14,7 +14,7 @@ pub(super) async fn raw(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failure
     let (writer, _) = Writer::start(case, dir)?;
     let tasks = i64::try_from(case.concurrency)?;
     // Whoever is alone waits for the disk each time: fewer of them take as long.
-    let each = i64::try_from(case.size)? / tasks / if tasks == 1 { 10 } else { 1 };
+    let each = if tasks == 1 { i64::try_from(case.size)? / 10 } else { (i64::try_from(case.size)? / tasks).max(20) };
     writer.write(Write::Enqueue { first: 1, count: tasks }).await?;
     for flow in 1..=tasks {
         writer.write(Write::Claim { flow }).await?;

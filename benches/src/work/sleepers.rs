@@ -16,9 +16,9 @@ use crate::{
     stats::Times,
 };
 
-/// Flows that sleep beyond the end of the round, more than a worker parks: what they cost is there before the
-/// memory is looked at.
-const BEFORE: usize = 2_000;
+/// Flows that sleep beyond the end of the round: more than a worker parks, and than a log keeps in its cache. What
+/// they cost is there before the memory is looked at.
+const BEFORE: usize = 10_000;
 const BATCH: usize = 1_000;
 /// How many fall due per second, at least over two seconds.
 const DUE_PER_SECOND: usize = 10_000;
@@ -73,7 +73,7 @@ pub(super) async fn ergon(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failu
     let before = resident();
 
     // Time enough for all to fall asleep before the first is due.
-    let bedtime = 4 * took * u32::try_from(case.size.div_ceil(BEFORE))? + Duration::from_secs(2);
+    let bedtime = 2 * took * u32::try_from(case.size.div_ceil(BEFORE))? + Duration::from_secs(2);
     let first_due = clock.now().saturating_add(bedtime);
     let window = Duration::from_secs_f64((number(case.size) / number(DUE_PER_SECOND)).max(2.0));
     let due = |sleeper: usize| first_due.saturating_add(window.mul_f64(number(sleeper) / number(case.size)));
