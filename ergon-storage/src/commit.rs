@@ -12,11 +12,11 @@ pub struct Commit {
     /// The right to write.
     pub lease: Lease,
     /// The number of this commit under its lease, from 1. A repeat of the last applied number is recognised and
-    /// answered as the first time; nothing is applied twice.
+    /// answered as the first time, until the flow is claimed again, cancelled or deleted; nothing is applied twice.
     pub number: u32,
     /// New lines of the history; their `seq`s follow on those that are there.
     pub records: Vec<Record>,
-    /// Messages that the records have taken in; they leave the mailbox.
+    /// Messages that the records have taken in; they leave the mailbox. A number that is not there is passed over.
     pub consumed: Vec<u32>,
     /// Child flows that the records start. Each must name the flow as its [`parent`](NewFlow::parent).
     pub children: Vec<NewFlow>,
@@ -39,7 +39,7 @@ pub enum Next {
     /// On, under the same lease.
     Run,
     /// To sleep until it is woken; the lease ends. If something that wakes it is there already, the lease goes
-    /// on instead, and [`Committed::Awake`] says so.
+    /// on instead, and [`Committed::Awake`] says so. The flow's time limit wakes it like an instant.
     Suspend(Wake),
     /// To its end, with this encoded result.
     Complete {

@@ -265,7 +265,7 @@ pub struct FlowInfo {
     /// When its time is up.
     pub deadline_at: Option<Timestamp>,
     /// While running, when its lease ends; while scheduled, when it may be claimed; while suspended, when it
-    /// wakes by itself, if ever.
+    /// wakes by itself, if ever: at its instant or when its time is up, whichever comes first.
     pub due_at: Option<Timestamp>,
     /// How often it has been claimed: the fencing token of its latest lease.
     pub epoch: u64,

@@ -11,7 +11,7 @@
 //! # Writing another backend
 //!
 //! Implement [`ExecutionLog`], enable the `conformance` feature in your tests and run the suite in
-//! [`conformance`](crate::conformance): every promise of the trait's documentation is a law there.
+//! `conformance`: every promise of the trait's documentation is a law there.
 //!
 //! [ergon]: https://docs.rs/ergon
 

@@ -49,8 +49,9 @@ pub trait ExecutionLog: Send + Sync + 'static {
     async fn enqueue(&self, flows: Vec<NewFlow>) -> Result<Vec<Enqueued>>;
 
     /// Leases flows that are due: scheduled or suspended ones whose instant has come (inclusive), and running
-    /// ones whose lease has ended. Higher priorities first, within one the flow that has been due the longest,
-    /// within one instant the flow accepted first. Counts one delivery for each; a flow whose deliveries would
+    /// ones whose lease has ended. A suspended flow whose time limit comes before its instant is due then. Higher
+    /// priorities first, within one the flow that has been due the longest, within one instant the flow accepted
+    /// first. Counts one delivery for each; a flow whose deliveries would
     /// exceed `deliveries_max` is stalled instead, and is not part of the answer. Each claim raises the epoch.
     ///
     /// A row that cannot be read is stalled or passed over; it never hides the others.
@@ -60,7 +61,8 @@ pub trait ExecutionLog: Send + Sync + 'static {
     /// that nobody else has claimed is renewed.
     async fn heartbeat(&self, leases: &[Lease], lease: Duration) -> Result<Vec<LeaseState>>;
 
-    /// Gives a flow back: it is scheduled, claimable at once, and this claim is not counted as a delivery.
+    /// Gives a flow back: it is scheduled, claimable at once, and this claim is not counted as a delivery. A
+    /// repeat is refused.
     ///
     /// # Errors
     ///
@@ -96,7 +98,8 @@ pub trait ExecutionLog: Send + Sync + 'static {
     async fn send(&self, message: NewMessage) -> Result<Sent>;
 
     /// Cancels a flow and all its attached descendants, whatever they are doing, and tells the parent. From then
-    /// on every write under an earlier lease is refused. A flow that has ended is left as it is, which is said.
+    /// on every write under an earlier lease is refused, even the repeat of a commit. The mailboxes are emptied.
+    /// A flow that has ended is left as it is, with what it has started, which is said.
     ///
     /// # Errors
     ///
@@ -105,7 +108,7 @@ pub trait ExecutionLog: Send + Sync + 'static {
 
     /// Schedules a failed or stalled flow again, to go on where it stopped: of a failed flow the last record is
     /// removed if it is a failed outcome, with the attempts that led to it, so that this call runs again.
-    /// The mailbox is as it was left; the records are renumbered without gaps.
+    /// The mailbox is as it was left; the records are renumbered without gaps; the deliveries are reset.
     ///
     /// # Errors
     ///
@@ -114,6 +117,7 @@ pub trait ExecutionLog: Send + Sync + 'static {
 
     /// Schedules the stalled flows of these types and versions that another build than `build` has stalled, and
     /// returns how many. Flows that were stalled by the log itself, for too many deliveries, are not among them.
+    /// To be offered again is no progress: the deliveries stay.
     async fn reoffer(&self, types: &[(Arc<str>, u32)], build: &str) -> Result<u64>;
 
     // ---- read --------------------------------------------------------------------------------------------
@@ -137,7 +141,7 @@ pub trait ExecutionLog: Send + Sync + 'static {
     async fn messages(&self, flow: &FlowId, channels: &[Channel], after: u32, limit: usize) -> Result<Vec<Message>>;
 
     /// A page of the flows that pass the filter, in the order in which they were accepted, after the cursor.
-    /// Flows that change while one pages are neither skipped nor repeated for it.
+    /// Flows that change while one pages are neither skipped nor repeated for it. A limit of 0 counts as 1.
     async fn list(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Result<FlowPage>;
 
     /// How many flows there are, by queue, type, version and state, in that order.
@@ -246,7 +250,7 @@ pub enum Enqueued {
     Created,
     /// The id was taken; nothing was changed.
     Existing {
-        /// True when that flow has the same type and input bytes.
+        /// True when that flow has the same type, of whatever version, and the same input bytes.
         same: bool,
     },
 }
@@ -260,7 +264,8 @@ pub struct ClaimRequest {
     pub target: ClaimTarget,
     /// How many at most.
     pub limit: usize,
-    /// How long the leases last unless they are renewed.
+    /// How long the leases last unless they are renewed. A log that knows the holder of a lease to be gone for
+    /// good may end it earlier.
     pub lease: Duration,
     /// How often a flow may be claimed without making progress before it is stalled; at least 1.
     pub deliveries_max: u32,
@@ -308,7 +313,8 @@ pub struct Claimed {
     /// The leased flows, in the order of [`ExecutionLog::claim`].
     pub flows: Vec<ClaimedFlow>,
     /// When the next flow of the target becomes due if nothing else happens: a start, a timer, or the end of a
-    /// lease. In the past when more are due than were asked for; `None` when there is none.
+    /// lease, also of one that this answer grants. In the past when more are due than were asked for; `None` when
+    /// there is none.
     pub next_due_at: Option<Timestamp>,
 }
 

@@ -71,22 +71,22 @@ pub async fn a_larger_payload_is_refused(harness: &impl Harness) {
 /// A name as long as it may be is kept, one byte more is refused.
 pub async fn names_are_kept_up_to_their_length(harness: &impl Harness) {
     let log = Scene::new(harness).await;
-    let long = |bytes: usize| "ü".repeat(bytes / 2) + &"x".repeat(bytes % 2);
-    let (longest_id, name) = (long(FlowId::BYTES_MAX), long(NewFlow::NAME_BYTES_MAX));
+    let name_of = |bytes: usize| "ü".repeat(bytes / 2) + &"x".repeat(bytes % 2);
+    let (longest_id, name) = (name_of(FlowId::BYTES_MAX), name_of(NewFlow::NAME_BYTES_MAX));
     let new = NewFlow::new(id(&longest_id), name.as_str(), u32::MAX, &b""[..]).with_queue(name.as_str());
     let lease = log.start_flow(new).await;
     let info = log.info(&longest_id).await;
     assert_eq!((&*info.flow_type, &*info.queue, info.version), (name.as_str(), name.as_str(), u32::MAX));
 
-    let channel = Channel::from_name(&long(Channel::BYTES_MAX));
+    let channel = Channel::from_name(&name_of(Channel::BYTES_MAX));
     let keyed = |key: String| message(&longest_id, &channel, "").with_key(key);
-    assert_eq!(log.send(keyed(long(Channel::BYTES_MAX))).await.unwrap(), Sent::Accepted);
-    assert_eq!(log.send(keyed(long(Channel::BYTES_MAX))).await.unwrap(), Sent::Duplicate);
+    assert_eq!(log.send(keyed(name_of(Channel::BYTES_MAX))).await.unwrap(), Sent::Accepted);
+    assert_eq!(log.send(keyed(name_of(Channel::BYTES_MAX))).await.unwrap(), Sent::Duplicate);
     assert_eq!(log.mail(&longest_id).await[0].channel, channel);
-    for key in [String::new(), long(Channel::BYTES_MAX + 1)] {
+    for key in [String::new(), name_of(Channel::BYTES_MAX + 1)] {
         log.refuses(ErrorKind::Invalid, log.send(keyed(key))).await;
     }
-    for name in [String::new(), long(Channel::BYTES_MAX + 1)] {
+    for name in [String::new(), name_of(Channel::BYTES_MAX + 1)] {
         log.refuses(ErrorKind::Invalid, log.send(message(&longest_id, &Channel::from_name(&name), ""))).await;
     }
     let named = |name: String| {
@@ -94,9 +94,9 @@ pub async fn names_are_kept_up_to_their_length(harness: &impl Harness) {
         commit.records[1].name = name.into();
         commit
     };
-    log.refuses(ErrorKind::Invalid, log.commit(named(long(Record::NAME_BYTES_MAX + 1)))).await;
-    log.commit(named(long(Record::NAME_BYTES_MAX))).await.unwrap();
-    assert_eq!(*log.records(&longest_id).await[1].name, *long(Record::NAME_BYTES_MAX));
+    log.refuses(ErrorKind::Invalid, log.commit(named(name_of(Record::NAME_BYTES_MAX + 1)))).await;
+    log.commit(named(name_of(Record::NAME_BYTES_MAX))).await.unwrap();
+    assert_eq!(*log.records(&longest_id).await[1].name, *name_of(Record::NAME_BYTES_MAX));
 }
 
 /// A history cannot outgrow its numbers.

@@ -116,13 +116,13 @@ pub async fn enqueue_counts_from_the_acceptance(harness: &impl Harness) {
 pub async fn enqueue_refuses_what_makes_no_sense(harness: &impl Harness) {
     let log = Scene::new(harness).await;
     let typed = |name: &str, version| NewFlow::new(id("a"), name, version, &b""[..]);
-    let long = "x".repeat(NewFlow::NAME_BYTES_MAX + 1);
+    let overlong = "x".repeat(NewFlow::NAME_BYTES_MAX + 1);
     let senseless = [
         typed("", 1),
-        typed(&long, 1),
+        typed(&overlong, 1),
         typed("Order", 0),
         flow("a").with_queue(""),
-        flow("a").with_queue(long.as_str()),
+        flow("a").with_queue(overlong.as_str()),
         flow("a").with_start(Start::After(Duration::MAX)),
         flow("a").with_timeout(Some(Duration::MAX)),
     ];

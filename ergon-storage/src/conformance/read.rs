@@ -24,18 +24,22 @@ pub async fn history_is_read_in_pages(harness: &impl Harness) {
     let other = log.start("b").await;
     log.commit(steps(&other, 1, 0, 10)).await.unwrap();
     for (after, limit, expected) in [
-        (0, 4, 1..=4),
-        (4, 4, 5..=8),
-        (8, 4, 9..=10),
-        (0, usize::MAX, 1..=10),
-        (9, usize::MAX, 10..=10),
-        (10, 4, 1..=0),
-        (99, 4, 1..=0),
-        (u32::MAX, usize::MAX, 1..=0),
-        (0, 0, 1..=0),
+        (0, 4, 0..4),
+        (4, 4, 4..8),
+        (8, 4, 8..10),
+        (0, usize::MAX, 0..10),
+        (9, usize::MAX, 9..10),
+        (10, 4, 0..0),
+        (99, 4, 0..0),
+        (u32::MAX, usize::MAX, 0..0),
+        (0, 0, 0..0),
     ] {
         let read = log.history(&id("a"), after, limit).await.unwrap();
-        assert_eq!(read, expected.map(record).collect::<Vec<_>>(), "after {after}, at most {limit}");
+        assert_eq!(
+            read,
+            expected.map(|before| record(before + 1)).collect::<Vec<_>>(),
+            "after {after}, at most {limit}"
+        );
     }
 }
 
@@ -173,6 +177,7 @@ pub async fn list_goes_on_after_a_deleted_flow(harness: &impl Harness) {
 
 /// Flows are counted by queue, type, version and state, in that order, and nothing is counted as none.
 pub async fn counts_add_up(harness: &impl Harness) {
+    use FlowState::{Cancelled, Running, Scheduled};
     let log = Scene::new(harness).await;
     assert_eq!(log.counts().await.unwrap(), []);
     let typed = |name: &str, flow_type: &str, version| NewFlow::new(id(name), flow_type, version, &b""[..]);
@@ -194,7 +199,6 @@ pub async fn counts_add_up(harness: &impl Harness) {
         .iter()
         .map(|count| (&*count.queue, &*count.flow_type, count.version, count.state, count.flows))
         .collect();
-    use FlowState::{Cancelled, Running, Scheduled};
     let expected = [
         ("X", "A", 1, Scheduled, 1),
         ("x", "A", 1, Scheduled, 2),

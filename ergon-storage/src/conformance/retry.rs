@@ -47,8 +47,8 @@ pub async fn retry_schedules_a_stalled_flow(harness: &impl Harness) {
 
 /// There is nothing to retry in any other state, which is said.
 pub async fn retry_of_any_other_flow_changes_nothing(harness: &impl Harness) {
-    let log = Scene::new(harness).await;
     use FlowState::{Cancelled, Completed, Running, Scheduled, Suspended};
+    let log = Scene::new(harness).await;
     for state in [Scheduled, Running, Suspended, Completed, Cancelled] {
         let name = state.to_string();
         log.bring(&name, state).await;
@@ -58,6 +58,9 @@ pub async fn retry_of_any_other_flow_changes_nothing(harness: &impl Harness) {
     }
     log.refuses(ErrorKind::NotFound, log.retry(&id("nobody"))).await;
 }
+
+/// What became of the call at a place.
+type Outcome = (CallPath, Phase);
 
 /// What a call at this place came to.
 fn outcome(seq: u32, path: CallPath, phase: Phase) -> Record {
@@ -93,7 +96,7 @@ pub async fn retry_forgets_the_failed_call(harness: &impl Harness) {
     use Phase::{Attempt, Completed, Failed, Pending};
     let log = Scene::new(harness).await;
     let top = CallPath::top;
-    let histories: [(&[(CallPath, Phase)], &[&str]); 10] = [
+    let histories: [(&[Outcome], &[&str]); 10] = [
         (&[], &[]),
         (&[(top(1), Failed)], &[]),
         (&[(top(1), Completed), (top(2), Failed)], &["1"]),
@@ -195,6 +198,7 @@ pub async fn reoffer_to_another_build(harness: &impl Harness) {
 
 /// Only flows of the types and versions that the build has are offered to it.
 pub async fn reoffer_of_these_types_and_versions(harness: &impl Harness) {
+    use FlowState::{Scheduled, Stalled};
     let log = Scene::new(harness).await;
     let stalled = async |name: &str, flow_type: &str, version| -> Lease {
         let lease = log.start_flow(NewFlow::new(id(name), flow_type, version, &b""[..]).with_queue(name)).await;
@@ -210,7 +214,6 @@ pub async fn reoffer_of_these_types_and_versions(harness: &impl Harness) {
     let pairs = [("Order".into(), 2), ("Refund".into(), 1), ("Order".into(), 2)];
     assert_eq!(log.reoffer(&pairs, "build-2").await.unwrap(), 2);
     let states = [log.state("a").await, log.state("b").await, log.state("c").await, log.state("d").await];
-    use FlowState::{Scheduled, Stalled};
     assert_eq!(states, [Stalled, Scheduled, Scheduled, Stalled]);
     assert_eq!(log.state("running").await, FlowState::Running);
 }

@@ -3,6 +3,7 @@
 use std::{ops::Deref, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use tokio::sync::OnceCell;
 
 use super::Harness;
 use crate::{
@@ -22,6 +23,7 @@ pub(super) struct Scene<'h, H: Harness> {
     store: H::Store,
     first: Arc<H::Log>,
     handle: Handle,
+    second: OnceCell<Handle>,
 }
 
 impl<'h, H: Harness> Scene<'h, H> {
@@ -29,7 +31,7 @@ impl<'h, H: Harness> Scene<'h, H> {
         let store = harness.create().await;
         let first = harness.open(&store).await;
         let handle = Handle(Arc::clone(&first) as _);
-        Self { harness, store, first, handle }
+        Self { harness, store, first, handle, second: OnceCell::new() }
     }
 
     pub(super) async fn advance(&self, by: Duration) {
@@ -40,19 +42,19 @@ impl<'h, H: Harness> Scene<'h, H> {
         &self.handle
     }
 
-    /// Another handle on the same store.
+    /// Another handle on the same store, which stays open as long as the first one.
     pub(super) async fn second(&self) -> Handle {
-        Handle(self.harness.open(&self.store).await)
+        self.second.get_or_init(async || Handle(self.harness.open(&self.store).await)).await.clone()
     }
 
     /// The same store, closed and opened again.
     pub(super) async fn reopen(self) -> Self {
-        let Self { harness, store, first, handle } = self;
-        drop(handle);
+        let Self { harness, store, first, handle, second } = self;
+        drop((handle, second));
         harness.close(&store, first).await;
         let first = harness.open(&store).await;
         let handle = Handle(Arc::clone(&first) as _);
-        Self { harness, store, first, handle }
+        Self { harness, store, first, handle, second: OnceCell::new() }
     }
 }
 

@@ -141,7 +141,7 @@ impl Script {
     }
 
     fn flow_id(&mut self) -> FlowId {
-        id(*self.random.pick(&NAMES))
+        id(self.random.pick::<&str>(&NAMES))
     }
 
     fn new_flow(&mut self) -> NewFlow {

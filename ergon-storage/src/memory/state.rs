@@ -666,7 +666,8 @@ mod tests {
         for round in 0_i16..10 {
             let id = |number: u32| FlowId::new(format!("flow-{number}")).unwrap();
             let flow = |number: u32| {
-                let parent = Parent { id: id(number / 2), path: CallPath::top(number), detached: number % 3 == 0 };
+                let parent =
+                    Parent { id: id(number / 2), path: CallPath::top(number), detached: number.is_multiple_of(3) };
                 NewFlow::new(id(number), "Order", 1, "{}").with_priority(round).with_parent(parent)
             };
             state.enqueue((0..100).map(flow).collect(), now, &Limits::default()).unwrap();
