@@ -70,13 +70,18 @@ async fn unfinished(log: &SqliteExecutionLog) -> u64 {
     counts.iter().filter(|count| count.state != FlowState::Completed).map(|count| count.flows).sum()
 }
 
-/// Each flow has its result, each call one outcome, and no body began after the outcome of its step.
-async fn check(log: &SqliteExecutionLog, directory: &Path, flows: &[Handle]) {
-    let mut begun: HashMap<(String, String), Vec<i64>> = HashMap::new();
+/// Each flow has its result, each call one outcome, and no body began after the outcome of its step. Returns the
+/// bodies that did, if they are those of a process that was paused while it was about to begin them.
+async fn check(log: &SqliteExecutionLog, directory: &Path, flows: &[Handle], paused: Option<u32>) -> Vec<String> {
+    let mut too_late = Vec::new();
+    let mut begun: HashMap<(String, String), Vec<(i64, u32)>> = HashMap::new();
     for line in fs::read_to_string(directory.join("diary")).expect("there is a diary").lines() {
-        let [flow, event, name, _process, at] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line:?}") };
+        let [flow, event, name, process, at] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line:?}") };
         if event == "begin" {
-            begun.entry((flow.into(), name.into())).or_default().push(at.parse().expect("a time"));
+            begun
+                .entry((flow.into(), name.into()))
+                .or_default()
+                .push((at.parse().expect("a time"), process.parse().expect("an id")));
         }
     }
     for flow in flows {
@@ -103,10 +108,15 @@ async fn check(log: &SqliteExecutionLog, directory: &Path, flows: &[Handle]) {
                 _ => "last",
             };
             let begun = &begun[&(flow.id().to_string(), name.to_owned())];
-            let late: Vec<_> = begun.iter().filter(|at| **at > outcome.at.as_micros()).collect();
-            assert!(late.is_empty(), "{} {name}: a body began at {late:?}, after {outcome:?}", flow.id());
+            let late = begun.iter().filter(|(at, _)| *at > outcome.at.as_micros());
+            for (at, process) in late {
+                let what = format!("{} {name}: a body began at {at}, after {outcome:?}", flow.id());
+                assert_eq!(Some(*process), paused, "{what}");
+                too_late.push(what);
+            }
         }
     }
+    too_late
 }
 
 fn seed() -> u64 {
@@ -127,7 +137,7 @@ async fn killed_at_random(processes: usize, seed: u64) {
     let all_done = async {
         while unfinished(&log).await > 0 {
             // First at random, then long enough for the rest.
-            let most = if kills < 25 { 120 } else { 2_000 };
+            let most = if kills < 40 { 50 } else { 2_000 };
             tokio::time::sleep(Duration::from_millis(rng.random_range(5..most))).await;
             let victim = rng.random_range(0..processes);
             workers[victim].kill();
@@ -140,7 +150,7 @@ async fn killed_at_random(processes: usize, seed: u64) {
     for worker in workers {
         worker.stop();
     }
-    check(&log, directory.path(), &flows).await;
+    check(&log, directory.path(), &flows, None).await;
 }
 
 #[tokio::test]
@@ -165,7 +175,7 @@ async fn two_processes_share_a_queue_and_run_each_step_once() {
     for worker in workers {
         worker.stop();
     }
-    check(&log, directory.path(), &flows).await;
+    check(&log, directory.path(), &flows, None).await;
     let diary = fs::read_to_string(directory.path().join("diary")).expect("there is a diary");
     let mut begun: HashMap<_, u32> = HashMap::new();
     let mut by_process: HashMap<_, u32> = HashMap::new();
@@ -189,6 +199,7 @@ async fn a_zombie_changes_nothing() {
     let nobody = FlowId::new("nobody").unwrap();
     let lease = Duration::from_millis(200);
     let zombie = Process::start(directory.path(), lease);
+    let id = zombie.0.id();
     // It is in the middle of things …
     until("the first worker to finish some flows", || async {
         let left = unfinished(&log).await;
@@ -221,6 +232,8 @@ async fn a_zombie_changes_nothing() {
         assert_eq!(log.flow(flow.id()).await.unwrap(), info);
         assert_eq!(log.history(flow.id(), 0, 1_000).await.unwrap(), history);
     }
-    // What the zombie began before it was stopped, the other one may have begun again, but nothing after its outcome.
-    check(&log, directory.path(), &flows).await;
+    // No check can help a thread that is paused between the check and the body: it begins what it was about to
+    // begin, at most the two bodies of a join on each of its two threads, and nothing more.
+    let too_late = check(&log, directory.path(), &flows, Some(id)).await;
+    assert!(too_late.len() <= 4, "{too_late:#?}");
 }
