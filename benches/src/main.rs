@@ -1,6 +1,6 @@
 //! The benchmark: `cargo xtask bench`.
 //!
-//! A [`Case`](case::Case) is one work on one system, backend and durability. Each of its rounds runs in a process of
+//! A [`Case`] is one work on one system, backend and durability. Each of its rounds runs in a process of
 //! its own (so that the processor time and the memory it uses are the round's alone), and the rounds of the cases
 //! of a work take turns, A B A B …, so that a disturbance meets all of them. [`work`] holds the works, [`limit`]
 //! the raw limit that ergon is compared with, [`rounds`] runs the processes, [`stats`] and [`report`] make tables
