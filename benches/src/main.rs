@@ -35,7 +35,7 @@ use crate::{
 ///
 /// Prints tables and writes target/bench/results.json.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask bench", args_conflicts_with_subcommands = true)]
+#[command(bin_name = "cargo xtask bench", args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -62,6 +62,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// One round of one case, in this process; prints what it measured.
+    #[command(hide = true)]
     Round {
         #[command(flatten)]
         case: Case,
