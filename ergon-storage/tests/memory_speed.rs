@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant};
 
 use ergon_storage::{
-    CallKind, CallPath, ClaimRequest, ClaimTarget, Clock, Commit, ExecutionLog, FlowId, InMemoryExecutionLog, NewFlow,
-    Next, Phase, PrunePolicy, Record, Start,
+    CallKind, CallPath, ClaimRequest, ClaimTarget, Commit, ExecutionLog, FlowId, InMemoryExecutionLog, NewFlow, Next,
+    Phase, PrunePolicy, Record, Start,
 };
 
 const FLOWS: u32 = 200_000;

@@ -268,6 +268,7 @@ pub async fn a_childs_end_and_its_message_are_one(harness: &impl Harness) {
         let names = names.clone();
         tokio::spawn(async move {
             loop {
+                tokio::task::yield_now().await;
                 // The messages are read after the states, so there are at least as many.
                 let mut ended = 0;
                 for name in &names {

@@ -51,6 +51,7 @@ pub async fn claims_are_exclusive(harness: &impl Harness) {
             if flows.is_empty() {
                 return taken;
             }
+            tokio::task::yield_now().await;
             taken.extend(flows.into_iter().map(|claimed| (claimed.lease.flow.to_string(), claimed.lease.epoch)));
         }
     })
@@ -196,6 +197,7 @@ pub async fn zombies_write_nothing(harness: &impl Harness) {
             request.lease = std::time::Duration::ZERO;
             request.deliveries_max = u32::MAX;
             let Some(claimed) = log.claim(request).await.unwrap().flows.pop() else { return written };
+            tokio::task::yield_now().await;
             let mut records = claimed.info.records;
             for number in 1..=3 {
                 let mut commit = steps(&claimed.lease, number, records, 1);
@@ -512,6 +514,7 @@ pub async fn many_workers_bring_every_flow_to_its_end(harness: &impl Harness) {
     let done = race(&log, 6, |_, log| async move {
         let mut done = 0;
         while log.counts().await.unwrap().iter().any(|count| !count.state.is_final()) {
+            tokio::task::yield_now().await;
             for claimed in log.take(3).await {
                 let records = claimed.info.records;
                 let mut commit = steps(&claimed.lease, 1, records, 1);
@@ -562,6 +565,7 @@ pub async fn reads_are_never_torn(harness: &impl Harness) {
                 return;
             }
             loop {
+                tokio::task::yield_now().await;
                 let info = log.info("a").await;
                 assert_eq!(info.records % 5, 0, "a commit is seen as a whole");
                 let records = log.records("a").await;
