@@ -3,7 +3,8 @@
 //! [`writer`] is the heart: one thread that owns the writing connection and commits whatever waits in one
 //! transaction. The transitions themselves are plain functions on an open transaction, by what they are about:
 //! [`queue`], [`run`], [`mailbox`], [`outside`], [`upkeep`]. [`read`] answers questions on connections of its
-//! own, [`schema`] is what the file looks like, [`wal_watch`] hears of other processes.
+//! own, [`schema`] is what the file looks like, [`wal_watch`] hears of other processes, [`owners`] knows which
+//! of them are gone.
 
 // "SQLite" is a name, not code.
 #![allow(clippy::doc_markdown)]
@@ -13,6 +14,7 @@ mod lanes;
 mod mailbox;
 mod options;
 mod outside;
+mod owners;
 mod queue;
 mod read;
 mod readers;
@@ -41,7 +43,7 @@ use self::{
     error::{Outcome, stopped},
     read::Reading,
     readers::Readers,
-    wal_watch::WalWatch,
+    wal_watch::{Poke, WalWatch},
     writer::{Environment, Request, Tx},
 };
 use crate::{
@@ -58,6 +60,24 @@ use crate::{
 /// and the file is closed.
 ///
 /// An answered call survives the end of the process; see [`Durability`] for power cuts.
+///
+/// # Processes that die
+///
+/// Flows that ran in a process that was killed or crashed need not wait until their leases end. Beside the file
+/// lies one small file for each open log, `orders.db-owner-<id>`, which the log keeps locked; however its process
+/// ends, the system lets go of the lock. Another log that gets the lock makes the flows claimable, with the
+/// deliveries that were counted and under the epochs they had, and removes the small file. This happens
+///
+/// - before [`open`](Self::open) answers, so a restarted process goes on at once;
+/// - within some milliseconds in other processes that have the file open, where the system tells that a file was
+///   closed (Linux);
+/// - elsewhere when a claim finds nothing due, at most once a second.
+///
+/// Closing a log gives up what it still runs in the same way, and removes its small file.
+///
+/// A process that hangs or was stopped keeps its lock, and its flows wait until their leases end, as they do where
+/// nobody can tell: when the small file was removed by hand, when a forked child lives on with the lock, or when
+/// the file system has no locks. Opening a log never fails for this; a warning is logged instead.
 ///
 /// # Examples
 ///
@@ -125,7 +145,7 @@ impl SqliteExecutionLog {
         options.path = options.path.map(|path| std::path::absolute(&path).unwrap_or(path));
         let (inbox, requests) = mpsc::channel(writer::INBOX_JOBS_MAX);
         let (opened, outcome) = oneshot::channel();
-        let looking = Arc::new(AtomicBool::new(false));
+        let (looking, closed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let hub = WatchHub::new();
         let SqliteOptions { path, clock, limits, busy_timeout, .. } = options.clone();
         let environment = Environment {
@@ -133,6 +153,7 @@ impl SqliteExecutionLog {
             limits: limits.clone(),
             hub: hub.clone(),
             looking: Arc::clone(&looking),
+            closed: Arc::clone(&closed),
         };
         let thread = thread::Builder::new().name("ergon-sqlite-write".into());
         let writer = thread.spawn(move || writer::run(&options, &environment, requests, opened));
@@ -140,7 +161,8 @@ impl SqliteExecutionLog {
         outcome.await.unwrap_or_else(|_| Err(stopped()))?;
         let (readers, watch) = match &path {
             Some(path) => {
-                (Some(Readers::start(path, busy_timeout)?), WalWatch::start(path, inbox.downgrade(), looking))
+                let poke = Poke { inbox: inbox.downgrade(), looking, closed };
+                (Some(Readers::start(path, busy_timeout)?), WalWatch::start(path, &poke))
             }
             None => (None, None),
         };

@@ -1,8 +1,8 @@
 //! How a log is opened.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
 
-use super::SqliteExecutionLog;
+use super::{SqliteExecutionLog, owners::TryLock};
 use crate::{Clock, Limits, Result, SystemClock};
 
 /// What survives a power cut. A killed process loses nothing under either.
@@ -55,6 +55,7 @@ pub struct SqliteOptions {
     pub(super) busy_timeout: Duration,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) limits: Limits,
+    pub(super) try_lock: TryLock,
 }
 
 impl SqliteOptions {
@@ -75,6 +76,7 @@ impl SqliteOptions {
             busy_timeout: Self::BUSY_TIMEOUT,
             clock: Arc::new(SystemClock),
             limits: Limits::default(),
+            try_lock: File::try_lock,
         }
     }
 

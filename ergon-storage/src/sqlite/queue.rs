@@ -8,6 +8,7 @@ use rusqlite::{OptionalExtension, params};
 use super::{
     error::{Fault, Outcome},
     lanes::Lane,
+    owners,
     row::{self, FlowRow, INPUT, SEQ_LAST, slot},
     writer::Tx,
 };
@@ -97,6 +98,14 @@ pub(super) fn taken(tx: &mut Tx<'_, '_>, id: &FlowId) -> Outcome<Taken> {
 }
 
 pub(super) fn claim(tx: &mut Tx<'_, '_>, request: &ClaimRequest) -> Outcome<Claimed> {
+    let claimed = claim_due(tx, request)?;
+    if claimed.flows.is_empty() && request.limit > 0 && owners::look(tx)? {
+        return claim_due(tx, request);
+    }
+    Ok(claimed)
+}
+
+fn claim_due(tx: &mut Tx<'_, '_>, request: &ClaimRequest) -> Outcome<Claimed> {
     let now = tx.now();
     let mut claimed = Claimed::default();
     match &request.target {
@@ -227,6 +236,7 @@ fn lease(tx: &mut Tx<'_, '_>, key: i64, request: &ClaimRequest, now: Timestamp) 
         info.deliveries,
         info.started_at.map(Timestamp::as_micros),
         &*request.worker,
+        tx.owners.id(),
     ])?;
     claimed.lease.epoch = info.epoch;
     tx.hints.flows.push(info.id.clone());
@@ -276,11 +286,13 @@ fn input_and_history(tx: &mut Tx<'_, '_>, key: i64, wanted: u32) -> Outcome<(Byt
 
 pub(super) fn heartbeat(tx: &mut Tx<'_, '_>, leases: &[Lease], lease: Duration) -> Outcome<Vec<LeaseState>> {
     let until = tx.now().saturating_add(lease).as_micros();
+    // Leases may have been passed on: whoever renews them answers for them.
+    let owner = tx.owners.id();
     let mut states = Vec::with_capacity(leases.len());
     for lease in leases {
         let (key, epoch) = (lease.key.cast_signed(), lease.epoch.cast_signed());
         let id = lease.flow.as_str();
-        if tx.st.renew.execute(params![key, id, epoch, until])? > 0 {
+        if tx.st.renew.execute(params![key, id, epoch, until, owner])? > 0 {
             states.push(LeaseState::Held);
             continue;
         }

@@ -62,6 +62,9 @@ const MIGRATIONS: &[&str] = &[
         started_us INTEGER,
         finished_us INTEGER,
         worker TEXT,
+        -- The log that has claimed it, as in the name of its lock file; null while not running, or when that is
+        -- not known.
+        owner INTEGER,
         reason TEXT,
         -- The build that could not go on; null unless stalled by one.
         stalled_by TEXT,
@@ -73,6 +76,7 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX flows_parent ON flows (parent_id) WHERE parent_id IS NOT NULL;
     CREATE INDEX flows_finished ON flows (finished_us) WHERE finished_us IS NOT NULL;
     CREATE INDEX flows_stalled ON flows (lane) WHERE state = 7;
+    CREATE INDEX flows_owner ON flows (owner) WHERE owner IS NOT NULL;
 
     -- Number 0 is the flow's input, the last number its result.
     CREATE TABLE records (
@@ -298,7 +302,7 @@ fn migrate(conn: &mut Connection, path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sqlite::statements::{CHANNEL_MESSAGES, DUE, NEXT_DUE};
+    use crate::sqlite::statements::{CHANNEL_MESSAGES, DUE, FREE, NEXT_DUE, OWNER_AFTER};
 
     fn plan(sql: &str, parameters: usize) -> String {
         let conn = open_in_memory().unwrap();
@@ -312,6 +316,13 @@ mod tests {
     fn a_claim_reads_its_range_of_the_index_and_nothing_else() {
         assert_eq!(plan(DUE, 5), "SEARCH flows USING COVERING INDEX flows_due (lane=? AND due_us>? AND due_us<?)");
         assert_eq!(plan(NEXT_DUE, 1), "SEARCH flows USING COVERING INDEX flows_due (lane=? AND due_us>?)");
+    }
+
+    #[test]
+    fn owners_are_found_without_the_flows_of_others() {
+        let owner_after = plan(OWNER_AFTER, 1);
+        assert_eq!(owner_after, "SEARCH flows USING COVERING INDEX flows_owner (owner>?)");
+        assert_eq!(plan(FREE, 2), "SEARCH flows USING COVERING INDEX flows_owner (owner=?)");
     }
 
     #[test]

@@ -47,6 +47,11 @@ pub(super) const DUE: &str = "SELECT due_us, key FROM flows WHERE lane = ?1 AND 
 pub(super) const NEXT_DUE: &str =
     "SELECT due_us FROM flows WHERE lane = ?1 AND due_us IS NOT NULL ORDER BY due_us LIMIT 1";
 
+/// The next of the logs that have running flows; null after the last.
+pub(super) const OWNER_AFTER: &str = "SELECT min(owner) FROM flows WHERE owner > ?1";
+/// Ends the leases of a log.
+pub(super) const FREE: &str = "UPDATE flows SET due_us = min(due_us, ?2), owner = NULL WHERE owner = ?1 RETURNING id";
+
 pub(super) const FLOW_BY_ID: &str = concat!("SELECT ", flow_columns!(), " FROM flows WHERE id = ?1");
 pub(super) const FLOWS: &str = concat!("SELECT ", flow_columns!(), " FROM flows");
 pub(super) const KEY_BY_ID: &str = "SELECT key FROM flows WHERE id = ?1";
@@ -86,15 +91,20 @@ statements! {
     records: RECORDS;
     messages: MESSAGES;
     lease: "UPDATE flows SET state = 2, due_us = ?2, epoch = ?3, commit_number = 0, deliveries = ?4, \
-        started_us = ?5, worker = ?6, reason = NULL, stalled_by = NULL, wake_us = NULL, wake_channels = NULL \
+        started_us = ?5, worker = ?6, owner = ?7, reason = NULL, stalled_by = NULL, wake_us = NULL, wake_channels = NULL \
         WHERE key = ?1";
-    stall: "UPDATE flows SET state = 7, due_us = NULL, reason = ?2, stalled_by = NULL, wake_us = NULL, \
+    stall: "UPDATE flows SET state = 7, due_us = NULL, owner = NULL, reason = ?2, stalled_by = NULL, wake_us = NULL, \
         wake_channels = NULL WHERE key = ?1";
 
+    // The logs on the file.
+    owner_after: OWNER_AFTER;
+    owns: "SELECT EXISTS (SELECT 1 FROM flows WHERE owner = ?1)";
+    free: FREE;
+
     // Heartbeat and release.
-    renew: "UPDATE flows SET due_us = ?4 WHERE key = ?1 AND id = ?2 AND epoch = ?3 AND state = 2";
+    renew: "UPDATE flows SET due_us = ?4, owner = ?5 WHERE key = ?1 AND id = ?2 AND epoch = ?3 AND state = 2";
     state_of_lease: "SELECT state FROM flows WHERE key = ?1 AND id = ?2 AND epoch = ?3";
-    release: "UPDATE flows SET state = 1, due_us = ?4, deliveries = max(deliveries - 1, 0) \
+    release: "UPDATE flows SET state = 1, due_us = ?4, owner = NULL, deliveries = max(deliveries - 1, 0) \
         WHERE key = ?1 AND id = ?2 AND epoch = ?3 AND state = 2";
 
     // Commit.
@@ -105,12 +115,12 @@ statements! {
     insert_record: "INSERT INTO records (k, at_us, path, kind, phase, name, args_hash, attempt, started_us, due_us, \
         reference, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
     progress: "UPDATE flows SET commit_number = ?2, commit_answer = ?3, records = ?4, deliveries = ?5 WHERE key = ?1";
-    suspend: "UPDATE flows SET state = 3, due_us = ?2, commit_number = ?3, commit_answer = 1, records = ?4, \
+    suspend: "UPDATE flows SET state = 3, due_us = ?2, owner = NULL, commit_number = ?3, commit_answer = 1, records = ?4, \
         deliveries = 0, wake_us = ?5, wake_channels = ?6 WHERE key = ?1";
-    end: "UPDATE flows SET state = ?2, due_us = NULL, commit_number = ?3, commit_answer = 0, records = ?4, \
+    end: "UPDATE flows SET state = ?2, due_us = NULL, owner = NULL, commit_number = ?3, commit_answer = 0, records = ?4, \
         deliveries = ?5, finished_us = ?6, reason = ?7, stalled_by = NULL, wake_us = NULL, wake_channels = NULL \
         WHERE key = ?1";
-    stall_by_build: "UPDATE flows SET state = 7, due_us = NULL, commit_number = ?2, commit_answer = 0, \
+    stall_by_build: "UPDATE flows SET state = 7, due_us = NULL, owner = NULL, commit_number = ?2, commit_answer = 0, \
         records = ?3, deliveries = ?4, reason = ?5, stalled_by = ?6 WHERE key = ?1";
 
     // Mailbox.

@@ -15,13 +15,18 @@ use std::{
     time::Duration,
 };
 
-use notify::{Config, EventHandler, EventKind, PollWatcher, RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{
+    Config, EventHandler, EventKind, PollWatcher, RecommendedWatcher, RecursiveMode, Watcher,
+    event::{AccessKind, AccessMode},
+};
 use tokio::sync::mpsc;
 
 use super::writer::Request;
 
 /// The pause after an event, in which the system merges the next ones: under load the file changes all the time.
 const NAP: Duration = Duration::from_millis(2);
+/// The pause after a connection was closed, in which a process that ends gets rid of the rest of what it holds.
+const END_NAP: Duration = Duration::from_millis(5);
 /// How often the file is looked at where the system does not tell of changes.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -33,13 +38,12 @@ pub(super) struct WalWatch {
 impl WalWatch {
     /// Watches the write-ahead log of a file. `None`, after a warning, when the system has no way to: then other
     /// processes' commits are found by whoever looks.
-    pub(super) fn start(file: &Path, inbox: mpsc::WeakSender<Request>, looking: Arc<AtomicBool>) -> Option<Self> {
+    pub(super) fn start(file: &Path, poke: &Poke) -> Option<Self> {
         let log = log_of(file);
-        let poked = Poke { inbox, looking };
-        let told = watch::<RecommendedWatcher>(&log, poked.clone(), Config::default());
+        let told = watch::<RecommendedWatcher>(&log, poke.clone(), Config::default());
         let watcher = told.or_else(|error| {
             tracing::debug!(%error, "the write-ahead log is looked at now and then");
-            watch::<PollWatcher>(&log, poked, Config::default().with_poll_interval(POLL_INTERVAL))
+            watch::<PollWatcher>(&log, poke.clone(), Config::default().with_poll_interval(POLL_INTERVAL))
         });
         match watcher {
             Ok(watcher) => Some(Self { _watcher: watcher }),
@@ -69,22 +73,31 @@ fn log_of(file: &Path) -> PathBuf {
     name.into()
 }
 
+/// The way to the writer.
 #[derive(Clone)]
-struct Poke {
-    // Weak, so that the watch does not keep the writer alive.
-    inbox: mpsc::WeakSender<Request>,
-    looking: Arc<AtomicBool>,
+pub(super) struct Poke {
+    /// Weak, so that the watch does not keep the writer alive.
+    pub(super) inbox: mpsc::WeakSender<Request>,
+    /// True while a [`Request::Look`] waits.
+    pub(super) looking: Arc<AtomicBool>,
+    /// True when a connection was closed and the writer has not seen to it.
+    pub(super) closed: Arc<AtomicBool>,
 }
 
 impl EventHandler for Poke {
     fn handle_event(&mut self, event: notify::Result<notify::Event>) {
-        if event.is_ok_and(|event| matches!(event.kind, EventKind::Access(_))) {
-            return;
+        match event.map(|event| event.kind) {
+            Ok(EventKind::Access(AccessKind::Close(AccessMode::Write))) => {
+                thread::sleep(END_NAP);
+                self.closed.store(true, Ordering::Release);
+            }
+            Ok(EventKind::Access(_)) => return,
+            _ => {}
         }
         if !self.looking.swap(true, Ordering::AcqRel) {
             let sent = self.inbox.upgrade().is_some_and(|inbox| inbox.try_send(Request::Look).is_ok());
             if !sent {
-                // A full inbox: the writer looks with every transaction.
+                // A full inbox: the writer looks with every transaction, and sees then what was closed.
                 self.looking.store(false, Ordering::Release);
             }
         }

@@ -20,6 +20,7 @@ use super::{
     error::{Fault, Outcome, stopped},
     lanes::Lanes,
     options::SqliteOptions,
+    owners::{Free, Owners},
     schema,
     statements::Statements,
 };
@@ -55,6 +56,7 @@ pub(super) struct Tx<'t, 'c> {
     pub(super) conn: &'c Connection,
     pub(super) st: &'t mut Statements<'c>,
     pub(super) lanes: &'t mut Lanes,
+    pub(super) owners: &'t mut Owners,
     pub(super) hints: &'t mut Hints,
     pub(super) limits: &'t Limits,
     clock: &'t dyn Clock,
@@ -159,6 +161,8 @@ pub(super) struct Environment {
     pub(super) hub: WatchHub,
     /// True while a [`Request::Look`] waits.
     pub(super) looking: Arc<AtomicBool>,
+    /// True when a connection was closed, perhaps by the end of its process, and nobody has looked yet.
+    pub(super) closed: Arc<AtomicBool>,
 }
 
 /// The life of the thread: opens the connection, says how that went, and works until the inbox is closed.
@@ -177,10 +181,14 @@ pub(super) fn run(
         Err(error) => return drop(opened.send(Err(error))),
     };
     match Writer::new(&conn, environment) {
-        Ok(writer) => {
+        Ok(mut writer) => {
+            if let Some(path) = &options.path {
+                writer.join(Owners::join(path, options.try_lock));
+            }
             if opened.send(Ok(())).is_ok() {
                 writer.serve(inbox);
             }
+            writer.leave();
         }
         Err(fault) => return drop(opened.send(Err(fault.into_error()))),
     }
@@ -197,6 +205,7 @@ struct Writer<'c> {
     conn: &'c Connection,
     st: Statements<'c>,
     lanes: Lanes,
+    owners: Owners,
     hints: Hints,
     data_version: i64,
     environment: &'c Environment,
@@ -208,10 +217,48 @@ impl<'c> Writer<'c> {
         let data_version = st.data_version.query_row([], |row| row.get(0))?;
         let mut lanes = Lanes::default();
         lanes.load(conn)?;
-        Ok(Self { conn, st, lanes, hints: Hints::default(), data_version, environment })
+        let (owners, hints) = (Owners::default(), Hints::default());
+        Ok(Self { conn, st, lanes, owners, hints, data_version, environment })
     }
 
-    fn serve(mut self, mut inbox: mpsc::Receiver<Request>) {
+    /// Takes a part among the logs on the file, and sees which of the others are gone.
+    fn join(&mut self, owners: Owners) {
+        self.owners = owners;
+        self.owners.find_files();
+        self.bury();
+    }
+
+    /// Gives up what this log still runs: nobody else can know sooner.
+    fn leave(mut self) {
+        self.owners.leave();
+        self.bury();
+    }
+
+    /// Sees whether a log is gone that has running flows.
+    fn look_for_dead(&mut self) {
+        match self.owners.find(&mut self.st) {
+            Ok(()) => self.bury(),
+            Err(fault) => tracing::debug!(error = ?fault, "could not see whether another log is gone"),
+        }
+    }
+
+    /// Frees the flows of the logs that were found to be gone. Where that fails, others find these logs.
+    fn bury(&mut self) {
+        match self.owners.has_flows(&mut self.st) {
+            Ok(false) => self.owners.committed(),
+            Ok(true) => {
+                if let Err(fault) = self.transact(&mut [Box::new(Free)]) {
+                    tracing::debug!(error = ?fault, "the flows of a log that is gone could not be freed");
+                }
+            }
+            Err(fault) => {
+                tracing::debug!(error = ?fault, "the flows of a log that is gone could not be looked up");
+                self.owners.rolled_back();
+            }
+        }
+    }
+
+    fn serve(&mut self, mut inbox: mpsc::Receiver<Request>) {
         let mut requests = Vec::with_capacity(BATCH_JOBS_MAX);
         let mut jobs = Vec::with_capacity(BATCH_JOBS_MAX);
         while inbox.blocking_recv_many(&mut requests, BATCH_JOBS_MAX) > 0 {
@@ -223,12 +270,16 @@ impl<'c> Writer<'c> {
                 }
             }
             if look {
-                self.environment.looking.store(false, Ordering::Release);
+                // What was noted before it was asked is seen.
+                self.environment.looking.swap(false, Ordering::AcqRel);
             }
             if !jobs.is_empty() {
                 self.commit_together(&mut jobs);
             } else if look {
                 self.look_alone();
+            }
+            if self.environment.closed.swap(false, Ordering::AcqRel) {
+                self.look_for_dead();
             }
             self.hints.give(&self.environment.hub);
             for job in jobs.drain(..) {
@@ -256,7 +307,10 @@ impl<'c> Writer<'c> {
     fn transact(&mut self, jobs: &mut [Box<dyn Work>]) -> Outcome<()> {
         let hinted = self.hints.flows.len();
         let outcome = self.try_transact(jobs);
-        if outcome.is_err() {
+        if outcome.is_ok() {
+            self.owners.committed();
+        } else {
+            self.owners.rolled_back();
             // Some errors have rolled back already.
             if !self.conn.is_autocommit()
                 && let Err(error) = self.st.rollback.execute([])
@@ -280,6 +334,7 @@ impl<'c> Writer<'c> {
                 conn: self.conn,
                 st: &mut self.st,
                 lanes: &mut self.lanes,
+                owners: &mut self.owners,
                 hints: &mut self.hints,
                 limits: &self.environment.limits,
                 clock: &*self.environment.clock,
@@ -350,6 +405,7 @@ mod tests {
             limits: Limits::default(),
             hub: WatchHub::new(),
             looking: Arc::default(),
+            closed: Arc::default(),
         };
         let mut writer = Writer::new(&conn, &environment).unwrap();
         let mut enqueue = |id: &'static str, bytes: usize| {
