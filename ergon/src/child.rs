@@ -245,6 +245,7 @@ impl ChildCall {
     }
 
     fn poll(&mut self, cx: &mut task::Context<'_>) -> Option<(Phase, Bytes)> {
+        assert!(!self.done, "the handle of a child flow was polled after it had its result");
         let poll = self.context.flow.journal().poll(self.call, cx.waker());
         let CallPoll::Ready(outcome) = poll else { return None };
         self.done = true;

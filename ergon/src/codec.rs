@@ -24,8 +24,9 @@ pub(crate) fn encode<T: Serialize + ?Sized>(what: &str, value: &T, limit: usize)
     Ok(payload.into())
 }
 
-/// As [`encode`], after making sure that reading the payload gives the same value.
-pub(crate) fn encode_exact<T>(what: &str, value: &T, limit: usize) -> Result<Bytes, Error>
+/// As [`encode`], after making sure that reading the payload gives the same value, which is returned too: who goes
+/// on with that copy cannot see what a replay does not.
+pub(crate) fn encode_exact<T>(what: &str, value: &T, limit: usize) -> Result<(Bytes, T), Error>
 where
     T: Serialize + DeserializeOwned,
 {
@@ -41,7 +42,7 @@ where
     if fingerprint(&copy, Sequences::Unordered) != fingerprint(value, Sequences::Unordered) {
         return Err(inexact(&"the copy differs"));
     }
-    Ok(payload)
+    Ok((payload, copy))
 }
 
 /// The value of a payload; `what` names it in errors.

@@ -12,8 +12,8 @@ use std::{
 };
 
 use ergon_storage::{
-    ClaimedFlow, Commit, Committed, ErrorKind, ExecutionLog, FlowState, Lease, NewFlow, Next, Timestamp, Topic, Wake,
-    Watch,
+    Channel, ClaimedFlow, Commit, Committed, ErrorKind, ExecutionLog, FlowId, FlowState, Lease, Message, NewFlow, Next,
+    Timestamp, Topic, Wake, Watch,
 };
 use futures::{future::BoxFuture, task::AtomicWaker};
 
@@ -141,7 +141,11 @@ pub(crate) struct Drive {
     commits: u32,
     flight: Option<Flight>,
     timer: Option<(Timestamp, BoxFuture<'static, ()>)>,
-    mail: Option<BoxFuture<'static, Watch>>,
+    mail: Option<Mail>,
+    /// The log found that something which wakes the flow is there already.
+    awake: bool,
+    /// The last order that was followed.
+    order: u8,
     /// Since when the code misses a recorded call.
     missing: Option<Pin<Box<tokio::time::Sleep>>>,
 }
@@ -152,13 +156,20 @@ struct Flight {
     done: BoxFuture<'static, Result<Committed, ergon_storage::Error>>,
 }
 
+/// A look into the mailbox, or the wait for a reason to look.
+struct Mail {
+    /// What is looked for: channels, and after which message.
+    wanted: Vec<(Channel, u32)>,
+    done: BoxFuture<'static, Vec<Message>>,
+}
+
 /// Something that happened while a flow was waited for.
 enum Event {
     Woken,
     Ordered,
     Committed(Option<FlowState>, Result<Committed, ergon_storage::Error>),
     Due,
-    Mail,
+    Mail(Vec<Message>),
     OutOfPatience,
 }
 
@@ -182,6 +193,8 @@ impl Drive {
             flight: None,
             timer: None,
             mail: None,
+            awake: false,
+            order: Control::RUN,
             missing: None,
         }
     }
@@ -195,7 +208,8 @@ impl Drive {
                 // This process was paused, or the log kept it waiting: another worker may run the flow by now.
                 self.control.drain();
             }
-            let effects = match self.control.order() {
+            self.order = self.control.order();
+            let effects = match self.order {
                 Control::RUN => Effects::Allowed,
                 Control::DRAIN => Effects::Held,
                 _ => return Driven::Lost,
@@ -230,26 +244,25 @@ impl Drive {
                     if effects == Effects::Held && batch.is_none() && !busy && self.flight.is_none() {
                         return self.release().await;
                     }
-                    if idle && effects == Effects::Allowed && self.is_long(&wake, now) {
+                    due = wake.at;
+                    if idle && effects == Effects::Allowed && !self.awake && self.is_long(&wake, now) {
+                        // Until the answer is here nothing may go on: the flow may be another worker's by then.
+                        (self.mail, due) = (None, None);
                         self.commit(batch.unwrap_or_default(), Next::Suspend(wake), None);
-                    } else if let Some(batch) = batch {
-                        self.commit(batch, Next::Run, None);
                     } else {
-                        due = wake.at;
-                        if idle && !wake.channels.is_empty() && self.mail.is_none() {
-                            self.mail = Some(next_hint(self.log.watch(Topic::Flow(flow.id.clone()))));
-                            self.fetch(&wake).await;
-                            continue;
+                        if let Some(batch) = batch {
+                            self.commit(batch, Next::Run, None);
                         }
+                        self.listen(&flow, wake.channels);
                     }
                 }
             }
             self.set_timer(due);
             match self.event().await {
                 Event::Woken | Event::Ordered | Event::Due | Event::OutOfPatience => {}
-                Event::Mail => {
-                    let wake = flow.journal().wake();
-                    self.fetch(&wake).await;
+                Event::Mail(messages) => {
+                    self.awake = false;
+                    flow.journal().receive(messages);
                 }
                 Event::Committed(end, result) => {
                     if let Some(driven) = self.committed(end, result).await {
@@ -274,16 +287,8 @@ impl Drive {
     }
 
     fn poll_event(&mut self, cx: &mut task::Context<'_>) -> Poll<Event> {
-        self.control.task.register(cx.waker());
-        if self.control.order() == Control::DROP {
-            return Poll::Ready(Event::Ordered);
-        }
-        if let Some(flight) = &mut self.flight
-            && let Poll::Ready(result) = flight.done.as_mut().poll(cx)
-        {
-            let end = flight.end;
-            self.flight = None;
-            return Poll::Ready(Event::Committed(end, result));
+        if let Poll::Ready(event) = self.poll_log(cx) {
+            return Poll::Ready(event);
         }
         if let Some(machine) = &self.machine
             && machine.poll_woken(cx).is_ready()
@@ -302,16 +307,52 @@ impl Drive {
             return Poll::Ready(Event::OutOfPatience);
         }
         if let Some(mail) = &mut self.mail
-            && let Poll::Ready(watch) = mail.as_mut().poll(cx)
+            && let Poll::Ready(messages) = mail.done.as_mut().poll(cx)
         {
-            self.mail = Some(next_hint(watch));
-            return Poll::Ready(Event::Mail);
+            self.mail = None;
+            return Poll::Ready(Event::Mail(messages));
         }
         Poll::Pending
     }
 
+    /// Polls what goes on between the log, the worker and this flow, not the flow.
+    fn poll_log(&mut self, cx: &mut task::Context<'_>) -> Poll<Event> {
+        self.control.task.register(cx.waker());
+        if self.control.order() != self.order {
+            return Poll::Ready(Event::Ordered);
+        }
+        if let Some(flight) = &mut self.flight
+            && let Poll::Ready(result) = flight.done.as_mut().poll(cx)
+        {
+            let end = flight.end;
+            self.flight = None;
+            return Poll::Ready(Event::Committed(end, result));
+        }
+        Poll::Pending
+    }
+
+    /// Begins to look for messages on these channels, unless that is going on.
+    fn listen(&mut self, flow: &FlowContext, channels: Vec<Channel>) {
+        if channels.is_empty() && !self.awake {
+            self.mail = None;
+            return;
+        }
+        let wanted: Vec<_> = {
+            let journal = flow.journal();
+            channels.into_iter().map(|channel| (channel.clone(), journal.mail_seen(&channel))).collect()
+        };
+        if self.mail.as_ref().is_none_or(|mail| mail.wanted != wanted) {
+            // Watch first, then look: whatever comes in between is hinted at.
+            let watch = self.log.watch(Topic::Flow(flow.id.clone()));
+            let done = look(Arc::clone(&self.log), watch, flow.id.clone(), wanted.clone(), self.awake);
+            self.mail = Some(Mail { wanted, done: Box::pin(done) });
+        }
+    }
+
     fn set_timer(&mut self, due: Option<Timestamp>) {
-        let due = due.into_iter().chain(self.deadline_at).min();
+        // A limit that passes during a commit is looked at when the commit is over.
+        let deadline_at = self.deadline_at.filter(|_| self.flight.is_none());
+        let due = due.into_iter().chain(deadline_at).min();
         match (due, &self.timer) {
             (Some(due), Some((set, _))) if due == *set => {}
             (Some(due), _) => {
@@ -332,10 +373,28 @@ impl Drive {
         self.flight = Some(Flight { end, done: Box::pin(async move { persist(&*log, commit).await }) });
     }
 
-    /// Waits for the commit that is under way while the bodies that run go on.
-    async fn land(&mut self) -> Option<(Option<FlowState>, Result<Committed, ergon_storage::Error>)> {
-        let flight = self.flight.take()?;
-        Some((flight.end, flight.done.await))
+    /// Waits for the commit that is under way, after the code has ended.
+    async fn land(&mut self) -> Option<Driven> {
+        while self.flight.is_some() {
+            match std::future::poll_fn(|cx| self.poll_log(cx)).await {
+                Event::Committed(end, result) => {
+                    return match self.committed(end, result).await {
+                        // The flow is suspended in the log, before its end: whoever claims it comes here again.
+                        Some(Driven::Suspended(_)) => Some(Driven::Released),
+                        driven => driven,
+                    };
+                }
+                _ if self.is_dropped() => return Some(Driven::Lost),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Follows an order that came while nothing could be done about it; true when the flow must be dropped.
+    fn is_dropped(&mut self) -> bool {
+        self.order = self.control.order();
+        self.order == Control::DROP
     }
 
     async fn committed(
@@ -352,10 +411,12 @@ impl Drive {
                 }
                 match committed {
                     Committed::Applied => None,
-                    Committed::Suspended => self.machine.take().map(Driven::Suspended),
+                    Committed::Suspended => {
+                        machine.suspended(self.lease.epoch);
+                        self.machine.take().map(Driven::Suspended)
+                    }
                     Committed::Awake => {
-                        let wake = machine.flow().journal().wake();
-                        self.fetch(&wake).await;
+                        self.awake = true;
                         None
                     }
                 }
@@ -381,16 +442,17 @@ impl Drive {
                 Driven::Lost
             }
             _ => {
-                tracing::error!(%flow, error = ?error, "the log refused a commit; the flow is let go");
-                Driven::Lost
+                tracing::error!(%flow, error = ?error, "the log refused a commit");
+                self.machine = None;
+                self.commits -= 1;
+                let reason = format!("the log refused what the flow wrote: {error}");
+                self.write_stall(Batch::default(), reason).await
             }
         }
     }
 
     async fn end(&mut self, end: FlowEnd) -> Driven {
-        if let Some((end, result)) = self.land().await
-            && let Some(driven) = self.committed(end, result).await
-        {
+        if let Some(driven) = self.land().await {
             return driven;
         }
         let batch = self.last_batch();
@@ -414,13 +476,19 @@ impl Drive {
     }
 
     async fn stall(&mut self, reason: String) -> Driven {
-        if let Some((end, result)) = self.land().await
-            && let Some(driven) = self.committed(end, result).await
-        {
+        if let Some(driven) = self.land().await {
             return driven;
         }
         tracing::error!(flow = %self.lease.flow, %reason, "the flow is stalled");
-        let batch = self.last_batch();
+        let differs = self.machine.as_ref().is_some_and(|machine| machine.flow().journal().missing_call().is_some());
+        // What code began that does not match the history is not written: it is what may have to be undone. No body
+        // has run then, so nothing is lost with it.
+        let batch = if differs { Batch::default() } else { self.last_batch() };
+        self.machine = None;
+        self.write_stall(batch, reason).await
+    }
+
+    async fn write_stall(&mut self, batch: Batch, reason: String) -> Driven {
         let build = Arc::clone(&self.options.build);
         self.last(batch, Next::Stall { reason: reason.into(), build }, FlowState::Stalled).await
     }
@@ -435,21 +503,16 @@ impl Drive {
     async fn last(&mut self, batch: Batch, next: Next, state: FlowState) -> Driven {
         self.commit(batch, next, Some(state));
         loop {
-            match self.event().await {
+            match std::future::poll_fn(|cx| self.poll_log(cx)).await {
                 Event::Committed(_, Ok(_)) => return Driven::Ended(state),
-                Event::Committed(_, Err(error)) if error.kind() == ErrorKind::TooLarge && self.machine.is_some() => {
-                    return Box::pin(self.refused(&error)).await;
-                }
-                Event::Committed(_, Err(error))
-                    if error.kind() == ErrorKind::TooLarge && state != FlowState::Failed =>
-                {
-                    return Box::pin(self.refused(&error)).await;
-                }
                 Event::Committed(_, Err(error)) => {
+                    if error.kind() == ErrorKind::TooLarge && state == FlowState::Completed {
+                        return Box::pin(self.refused(&error)).await;
+                    }
                     tracing::error!(flow = %self.lease.flow, error = ?error, "the end of the flow could not be written");
                     return Driven::Lost;
                 }
-                Event::Ordered => return Driven::Lost,
+                _ if self.is_dropped() => return Driven::Lost,
                 _ => {}
             }
         }
@@ -465,29 +528,42 @@ impl Drive {
             }
         }
     }
-
-    /// Reads what the mailbox holds on the channels that the flow waits for.
-    async fn fetch(&mut self, wake: &Wake) {
-        const PAGE: usize = 100;
-        let Some(machine) = &self.machine else { return };
-        let flow = Arc::clone(machine.flow());
-        for channel in &wake.channels {
-            let after = flow.journal().mail_seen(channel);
-            match self.log.messages(&flow.id, std::slice::from_ref(channel), after, PAGE).await {
-                Ok(messages) => flow.journal().receive(messages),
-                // A hint or the next claim brings the flow back here.
-                Err(error) => tracing::warn!(flow = %flow.id, %error, "the mailbox could not be read"),
-            }
-        }
-    }
 }
 
-/// The next hint of a watch, and the watch.
-fn next_hint(mut watch: Watch) -> BoxFuture<'static, Watch> {
-    Box::pin(async move {
-        watch.changed().await;
-        watch
-    })
+/// Looks for messages until there are some; once only when something must be there, or was.
+async fn look(
+    log: Arc<dyn ExecutionLog>,
+    mut watch: Watch,
+    flow: FlowId,
+    wanted: Vec<(Channel, u32)>,
+    once: bool,
+) -> Vec<Message> {
+    const PAGE: usize = 100;
+    /// How long a hint is waited for before the flow looks by itself.
+    const FALLBACK: Duration = Duration::from_secs(5);
+    const RETRY: Duration = Duration::from_millis(100);
+    loop {
+        let mut found = Vec::new();
+        let mut trouble = false;
+        for (channel, after) in &wanted {
+            match log.messages(&flow, std::slice::from_ref(channel), *after, PAGE).await {
+                Ok(messages) => found.extend(messages),
+                Err(error) => {
+                    tracing::warn!(%flow, %error, "the mailbox could not be read");
+                    trouble = true;
+                }
+            }
+        }
+        if !found.is_empty() || (once && !trouble) {
+            return found;
+        }
+        let wait = if trouble { RETRY } else { FALLBACK };
+        let _ = tokio::time::timeout(wait, watch.changed()).await;
+        if trouble {
+            // A hint must not turn trouble into a hot loop.
+            tokio::time::sleep(RETRY).await;
+        }
+    }
 }
 
 /// Commits, trying again for as long as the log cannot answer. Whoever drives the flow drops this future when the

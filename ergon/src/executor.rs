@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ergon_storage::{ClaimRequest, ClaimTarget, Enqueued, ErrorKind, ExecutionLog, FlowId, LeaseState, NewFlow, Topic};
+use ergon_storage::{ClaimRequest, ClaimTarget, Enqueued, ErrorKind, ExecutionLog, FlowId, FlowState, NewFlow, Topic};
 
 use crate::{
     StorageError,
@@ -17,7 +17,7 @@ use crate::{
     handle::{FlowError, FlowHandle},
     machine::Machine,
     scheduler::Entry,
-    worker::build_id,
+    worker::{Worker, build_id, leases::Leases},
 };
 
 /// How long a waiting executor trusts that a hint will come before it looks by itself.
@@ -93,10 +93,11 @@ impl Executor {
         self
     }
 
-    /// How long a flow stays reserved for this process after it died; 5 s by default. It is renewed at a third.
+    /// How long a flow stays reserved for this process after it died; 5 s by default, at least
+    /// [`Worker::LEASE_MIN`]. It is renewed at a third.
     #[must_use]
     pub fn lease(mut self, lease: Duration) -> Self {
-        self.lease = lease;
+        self.lease = lease.max(Worker::LEASE_MIN);
         self
     }
 
@@ -113,10 +114,28 @@ impl Executor {
     }
 
     async fn execute<F: Flow>(&self, new: NewFlow) -> Result<F::Output, FlowError<F::Error>> {
-        let id = new.id.clone();
-        if let Some(Enqueued::Existing { same: false }) = self.log.enqueue(vec![new]).await?.first() {
-            let message = "there is a flow of this id with another type or value; choose another id";
-            return Err(StorageError::new(ErrorKind::Conflict, message).with_flow(&id).into());
+        let (id, version) = (new.id.clone(), new.version);
+        let conflict = |message: String| StorageError::new(ErrorKind::Conflict, message).with_flow(&id);
+        match self.log.enqueue(vec![new]).await?.first() {
+            Some(Enqueued::Existing { same: false }) => {
+                return Err(conflict(
+                    "there is a flow of this id with another type or value; choose another id".into(),
+                )
+                .into());
+            }
+            Some(Enqueued::Existing { same: true }) => {
+                let Some(known) = self.log.flow(&id).await? else { return Err(StorageError::not_found(&id).into()) };
+                if known.info.version != version && !known.info.state.is_final() {
+                    let was = known.info.version;
+                    let message = format!("the flow has version {was} of its type, this code is version {version}");
+                    return Err(conflict(message).into());
+                }
+                if known.info.state == FlowState::Stalled {
+                    // Running it again is the wish to try it again.
+                    self.log.retry(&id).await?;
+                }
+            }
+            _ => {}
         }
         let handle = FlowHandle::<F::Output, F::Error>::new(Arc::clone(&self.log), id.clone(), false);
         let env = Arc::new(Env {
@@ -161,7 +180,7 @@ impl Executor {
         let Some(flow) = claimed.flows.pop() else { return Ok(claimed.next_due_at) };
         let (lease, deadline_at) = (flow.lease.clone(), flow.info.deadline_at);
         let machine = match parked.take() {
-            Some(machine) if machine.fits(&flow.info) => {
+            Some(machine) if machine.fits(&flow) => {
                 machine.flow().journal().receive(flow.messages);
                 machine
             }
@@ -176,16 +195,14 @@ impl Executor {
             Arc::clone(&control),
             machine,
         );
+        let leases = Leases::default();
+        leases.add(lease.clone(), Arc::clone(&control));
         let renew = async {
+            let mut wait = self.lease / 3;
             loop {
                 let clock = self.log.clock();
-                clock.sleep_until(clock.now().saturating_add(self.lease / 3)).await;
-                let until = clock.now().saturating_add(self.lease);
-                match self.log.heartbeat(std::slice::from_ref(&lease), self.lease).await.as_deref() {
-                    Ok([LeaseState::Lost | LeaseState::Cancelled]) => control.drop_flow(),
-                    Ok(_) => control.renewed(until),
-                    Err(error) => tracing::warn!(flow = %id, %error, "the lease could not be renewed"),
-                }
+                clock.sleep_until(clock.now().saturating_add(wait)).await;
+                wait = leases.renew(&*self.log, self.lease).await;
             }
         };
         let driven = tokio::select! {

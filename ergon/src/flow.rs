@@ -191,7 +191,7 @@ impl FlowEnd {
     /// The flow failed for a reason that its code did not return.
     pub(crate) fn fault(error: &Error) -> Self {
         let payload = serde_json::to_vec(&Failure::<()>::Fault(error.clone())).unwrap_or_default();
-        Self::Failed { error: payload.into(), reason: format!("{error:#}") }
+        Self::Failed { error: payload.into(), reason: crate::step::shorten(format!("{error:#}")) }
     }
 }
 
@@ -230,9 +230,9 @@ fn begin<F: Flow>(input: &[u8], limit: usize) -> Result<FlowFuture, Error> {
 
 fn end<F: Flow>(outcome: Result<F::Output, F::Error>, limit: usize) -> Result<FlowEnd, Error> {
     Ok(match outcome {
-        Ok(output) => FlowEnd::Completed { result: codec::encode_exact("the flow's result", &output, limit)? },
+        Ok(output) => FlowEnd::Completed { result: codec::encode_exact("the flow's result", &output, limit)?.0 },
         Err(error) => {
-            let reason = format!("{error:?}");
+            let reason = crate::step::shorten(format!("{error:?}"));
             let error = codec::encode("the flow's error", &Failure::Error(error), limit)?;
             FlowEnd::Failed { error, reason }
         }

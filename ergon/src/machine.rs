@@ -4,7 +4,9 @@
 //! gets and says what must happen next; whoever drives it commits, waits, and calls again.
 
 use std::{
+    future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,7 +14,7 @@ use std::{
     task::{self, Poll, Wake, Waker},
 };
 
-use ergon_storage::FlowInfo;
+use ergon_storage::ClaimedFlow;
 use futures::task::AtomicWaker;
 
 use crate::{
@@ -58,6 +60,7 @@ pub(crate) struct Machine {
     awaited: bool,
     /// A wait that is not durable was reported once.
     reported: bool,
+    suspended_at_epoch: u64,
 }
 
 impl Machine {
@@ -67,17 +70,39 @@ impl Machine {
     pub(crate) fn new(flow: Arc<FlowContext>, future: FlowFuture) -> Self {
         let waker = Arc::new(RootWaker { woken: AtomicBool::new(true), task: AtomicWaker::new() });
         let root = Waker::from(Arc::clone(&waker));
-        Self { context: Context::of_flow(flow), future, waker, root, awaited: true, reported: false }
+        Self {
+            context: Context::of_flow(flow),
+            future,
+            waker,
+            root,
+            awaited: true,
+            reported: false,
+            suspended_at_epoch: u64::MAX,
+        }
     }
 
     pub(crate) fn flow(&self) -> &Arc<FlowContext> {
         &self.context.flow
     }
 
-    /// True when this machine is where the log says that the flow is.
-    pub(crate) fn fits(&self, info: &FlowInfo) -> bool {
+    /// True when this machine is where the log says that the flow is: the claim followed on the lease under which
+    /// the flow was suspended, or the history still ends with the same record.
+    pub(crate) fn fits(&self, claimed: &ClaimedFlow) -> bool {
         let flow = &self.context.flow;
-        flow.created_at == info.created_at && flow.journal().seq() == info.records
+        let ClaimedFlow { info, history, .. } = claimed;
+        let (seq, last) = {
+            let journal = flow.journal();
+            (journal.seq(), journal.last())
+        };
+        let unbroken = || self.suspended_at_epoch.checked_add(1) == Some(info.epoch);
+        let unchanged =
+            || history.len() == info.records as usize && history.last().map(|last| (last.seq, last.at)) == last;
+        flow.created_at == info.created_at && seq == info.records && (unbroken() || unchanged())
+    }
+
+    /// Notes under which lease the flow was suspended.
+    pub(crate) fn suspended(&mut self, epoch: u64) {
+        self.suspended_at_epoch = epoch;
     }
 
     /// Ready when the flow was woken since the last pass; the task of `cx` is woken when it is.
@@ -104,9 +129,13 @@ impl Machine {
                     Err(progress) => return progress,
                 }
                 if let Poll::Ready(end) = polled {
-                    return match flow.journal().missing_call() {
+                    let mut journal = flow.journal();
+                    return match journal.missing_call() {
                         Some(divergence) => Progress::Stalled(divergence.to_string()),
-                        None => Progress::Ended(end),
+                        None => {
+                            journal.start_orphans(flow.env.clock.now());
+                            Progress::Ended(end)
+                        }
                     };
                 }
                 if self.waker.woken.load(Ordering::Acquire) {
@@ -129,7 +158,7 @@ impl Machine {
             if let Some(divergence) = journal.missing_call() {
                 return Progress::Missing(divergence);
             }
-            if effects == Effects::Allowed && journal.wants_grant(now) && !journal.must_flush() {
+            if journal.wants_grant(now) && effects == Effects::Allowed && !journal.must_flush() {
                 journal.grant(now);
                 self.waker.woken.store(true, Ordering::Release);
                 continue;
@@ -141,7 +170,11 @@ impl Machine {
     fn pass(&mut self) -> Poll<FlowEnd> {
         let mut cx = task::Context::from_waker(&self.root);
         let future = &mut self.future;
-        let polled = catch_unwind(AssertUnwindSafe(|| self.context.enter(|| future.as_mut().poll(&mut cx))));
+        // Out of tokio's budget a combinator would return without having polled its branches, and the outcome just
+        // released would not be taken before the next one is.
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            self.context.enter(|| pin!(tokio::task::unconstrained(future.as_mut())).poll(&mut cx))
+        }));
         polled.unwrap_or_else(|panic| Poll::Ready(FlowEnd::fault(&Error::panic("the flow", &*panic))))
     }
 

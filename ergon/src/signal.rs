@@ -148,6 +148,7 @@ struct Wait {
 
 impl Wait {
     fn poll(&mut self, cx: &mut task::Context<'_>) -> Option<(Phase, bytes::Bytes)> {
+        assert!(!self.done, "a wait for a signal was polled after it had ended");
         let poll = self.context.flow.journal().poll(self.call, cx.waker());
         let CallPoll::Ready(outcome) = poll else { return None };
         self.done = true;

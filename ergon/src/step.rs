@@ -189,6 +189,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<T, E>> {
         let this = self.get_mut();
+        assert!(!this.done, "the step {:?} was polled after it had its outcome", this.spec.name);
         let poll = this.context.flow.journal().poll(this.call, cx.waker());
         match poll {
             CallPoll::Pending => Poll::Pending,
@@ -257,9 +258,11 @@ where
                     self.trouble(number, Error::timeout(&format!("step {:?}", self.spec.name), limit));
                     return;
                 }
-                // The attempt itself holds two: one to hand out, one to count.
-                let held = Arc::strong_count(&attempt.wakers) - 2;
-                self.context.flow.journal().note_wakers(self.call, held);
+                // The attempt itself holds two: one to hand out, one to count. Where time is limited, the clock
+                // must go on.
+                let held =
+                    if self.spec.timeout.is_some() { usize::MAX } else { Arc::strong_count(&attempt.wakers) - 2 };
+                self.context.flow.journal().note_wakers(self.call, held, &attempt.waker);
             }
             Err(panic) => {
                 self.end_attempt();
@@ -307,18 +310,22 @@ where
                     codec::encode_exact(&format!("the outcome of step {name:?}"), &value, limit)
                 }));
                 match encoded {
-                    Ok(Ok(payload)) => self.record(Phase::Completed, payload, Ok(value)),
+                    // What the flow sees now is what it will see when it is replayed.
+                    Ok(Ok((payload, copy))) => self.record(Phase::Completed, payload, Ok(copy)),
                     Ok(Err(error)) => self.trouble(number, error),
                     Err(panic) => self.trouble(number, Error::panic(&format!("step {name:?}"), &*panic)),
                 }
             }
             Err(error) => {
-                let retryable = self.caps.is_retryable.is_none_or(|is_retryable| is_retryable(&error));
-                let text = format!("{error:?}");
-                if retryable && self.again(number, &Error::new(text.clone())) {
-                    return;
+                let looked_at = catch_unwind(AssertUnwindSafe(|| {
+                    let retryable = self.caps.is_retryable.is_none_or(|is_retryable| is_retryable(&error));
+                    (retryable, shorten(format!("{error:?}")))
+                }));
+                match looked_at {
+                    Ok((true, text)) if self.again(number, &Error::new(text.clone())) => {}
+                    Ok((_, text)) => self.fail(number, error, &text),
+                    Err(panic) => self.trouble(number, Error::panic(&format!("the error of step {name:?}"), &*panic)),
                 }
-                self.fail(number, error, &text);
             }
         }
     }
@@ -328,12 +335,14 @@ where
         if error.is_retryable() && self.again(number, &error) {
             return;
         }
-        match self.caps.from_error {
-            Some(from_error) => {
-                let text = error.to_string();
-                self.fail(number, from_error(error), &text);
+        let Some(from_error) = self.caps.from_error else { return self.context.flow.halt(Halt::Fault(error)) };
+        let text = error.to_string();
+        match catch_unwind(AssertUnwindSafe(|| from_error(error))) {
+            Ok(error) => self.fail(number, error, &text),
+            Err(panic) => {
+                let what = format!("making the error of step {:?}", self.spec.name);
+                self.context.flow.halt(Halt::Fault(Error::panic(&what, &*panic)));
             }
-            None => self.context.flow.halt(Halt::Fault(error)),
         }
     }
 
@@ -362,9 +371,10 @@ where
         let flow = &self.context.flow;
         tracing::info!(flow = %flow.id, step = self.spec.name, attempt = number, error = text, "step failed");
         let what = format!("the error of step {:?}", self.spec.name);
-        let encoded = catch_unwind(AssertUnwindSafe(|| codec::encode(&what, &error, flow.env.payload_bytes_max)));
+        let limit = flow.env.payload_bytes_max;
+        let encoded = catch_unwind(AssertUnwindSafe(|| codec::encode_exact(&what, &error, limit)));
         match encoded {
-            Ok(Ok(payload)) => self.record(Phase::Failed, payload, Err(error)),
+            Ok(Ok((payload, copy))) => self.record(Phase::Failed, payload, Err(copy)),
             Ok(Err(encoding)) => flow.halt(Halt::Fault(encoding)),
             Err(panic) => flow.halt(Halt::Fault(Error::panic(&what, &*panic))),
         }
@@ -377,6 +387,16 @@ where
         self.outcome = Some(outcome);
         flow.journal().finish(self.call, phase, payload, now);
     }
+}
+
+/// As much of a text as belongs into a history.
+pub(crate) fn shorten(mut text: String) -> String {
+    const BYTES_MAX: usize = 4_096;
+    if text.len() > BYTES_MAX {
+        text.truncate(text.floor_char_boundary(BYTES_MAX));
+        text.push('…');
+    }
+    text
 }
 
 /// The waker that a body is polled with. Whoever holds a clone of it is what the body waits for.
@@ -405,7 +425,10 @@ impl Wake for BodyWaker {
 impl<T, E> Drop for Step<'_, T, E> {
     fn drop(&mut self) {
         if let Some(Attempt { context, body, .. }) = self.attempt.take() {
-            context.enter(|| drop(body));
+            // A panic in dropping a loser's body must not take the flow along.
+            if catch_unwind(AssertUnwindSafe(|| context.enter(|| drop(body)))).is_err() {
+                tracing::warn!(step = self.spec.name, "a value of the step's body panicked when it was dropped");
+            }
         }
         if !self.done {
             self.context.flow.journal().drop_call(self.call);

@@ -97,6 +97,9 @@ impl Future for Sleep {
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<()> {
         let this = self.get_mut();
+        if this.done {
+            return Poll::Ready(());
+        }
         let poll = this.context.flow.journal().poll(this.call, cx.waker());
         match poll {
             CallPoll::Ready(_) => {

@@ -451,11 +451,11 @@ async fn workers_that_cannot_be_do_not_start() {
     );
     does_not_start(
         worker().register::<Echo>().queues(["a", ""]).start().await,
-        expect![["a worker needs at least one queue, and queue names are not empty"]],
+        expect![["a worker needs at least one queue, and the names of queues have 1 to 128 bytes"]],
     );
     does_not_start(
         worker().register::<Echo>().queues(Vec::<String>::new()).start().await,
-        expect![["a worker needs at least one queue, and queue names are not empty"]],
+        expect![["a worker needs at least one queue, and the names of queues have 1 to 128 bytes"]],
     );
     does_not_start(
         worker().register::<Echo>().deliveries_max(0).start().await,

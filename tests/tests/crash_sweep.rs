@@ -79,7 +79,7 @@ impl Case {
 
     async fn timer_wins(&self) -> Result<String, String> {
         let won = tokio::select! {
-            slow = self.slow("slow", 20) => slow?,
+            slow = self.slow("slow", 2_000) => slow?,
             () = sleep(Duration::from_secs(10)) => "timer ".to_owned(),
         };
         Ok(won + &self.work("after").await?)

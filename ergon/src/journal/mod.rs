@@ -74,6 +74,7 @@ pub(crate) struct Journal {
     busy: usize,
 
     seq: u32,
+    last: Option<(u32, Timestamp)>,
     batch: Batch,
     in_flight: bool,
     /// When the last released outcome was recorded: the time that the flow's code sees.
@@ -87,7 +88,8 @@ pub(crate) struct Journal {
 impl Journal {
     /// The journal of a flow with this history (in order and complete), which began at `began_at`.
     pub(crate) fn new(history: Vec<Record>, began_at: Timestamp) -> Self {
-        let seq = history.last().map_or(0, |record| record.seq);
+        let last = history.last().map(|record| (record.seq, record.at));
+        let seq = last.map_or(0, |(seq, _)| seq);
         let loaded = history::load(history);
         Self {
             root: Scope::strict(loaded.root),
@@ -107,6 +109,7 @@ impl Journal {
             mail_seen: BTreeMap::new(),
             busy: 0,
             seq,
+            last,
             batch: Batch::default(),
             in_flight: false,
             now: began_at,
@@ -165,7 +168,9 @@ impl Journal {
         let Some(call) = self.calls.get_mut(id.0) else { return CallPoll::Pending };
         if let State::Released { .. } = call.state {
             let call = self.remove(id);
-            let State::Released { outcome, .. } = call.state else { return CallPoll::Pending };
+            let State::Released { outcome, message } = call.state else { return CallPoll::Pending };
+            // Taken: now, and only now, the message is consumed.
+            self.batch.consumed.extend(message.map(|message| message.seq));
             return CallPoll::Ready(outcome);
         }
         if !call.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
@@ -215,9 +220,8 @@ impl Journal {
                 self.fresh.remove(&seq);
             }
             State::Released { message: Some(message), .. } => {
-                // Handed over but never taken, within one pass: the message goes back unconsumed. Its record
-                // stays, and a replay hands it to the same call, which drops it again.
-                self.batch.consumed.retain(|seq| *seq != message.seq);
+                // Handed over but never taken: the message goes back, unconsumed. Its record stays, and a replay
+                // hands it to the same call, which drops it again.
                 self.mail.entry(message.channel.clone()).or_default().insert(message.seq, message);
             }
             State::Made
@@ -301,13 +305,16 @@ impl Journal {
         self.timers.insert((retry_at, id));
     }
 
-    /// Notes what the body of a running step waits for, by how many wakers of it are held anywhere: a body all of
-    /// whose wakers are held by calls of its own can be left alone until one of those has its outcome.
-    pub(crate) fn note_wakers(&mut self, id: CallId, held: usize) {
+    /// Notes what the body of a running step waits for, by how many clones of its waker are held anywhere: a body
+    /// all of whose wakers are held by calls of its own can be left alone until one of those has its outcome.
+    pub(crate) fn note_wakers(&mut self, id: CallId, held: usize, waker: &Waker) {
         let known = if self.nested.contains_key(&id) {
-            let own = self.calls.iter().map(|(_, call)| call).filter(|call| call.place == Place::Step(id));
+            let own = self.calls.iter().map(|(_, call)| call).filter(|call| {
+                // A combinator hands out wakers of its own; what else it waits for is not known.
+                call.place == Place::Step(id) && call.waker.as_ref().is_some_and(|known| known.will_wake(waker))
+            });
             // A quiet body holds its waker once more, to pass on what wakes it.
-            own.map(|call| usize::from(call.waker.is_some()) + usize::from(call.quiet)).sum()
+            own.map(|call| 1 + usize::from(call.quiet)).sum()
         } else {
             0
         };
@@ -416,6 +423,11 @@ impl Journal {
         self.mail_seen.get(channel).copied().unwrap_or(0)
     }
 
+    /// The number of the last record and when it was made.
+    pub(crate) fn last(&self) -> Option<(u32, Timestamp)> {
+        self.last
+    }
+
     /// The number of the last record, durable or not.
     pub(crate) fn seq(&self) -> u32 {
         self.seq
@@ -506,6 +518,7 @@ impl Journal {
     fn append(&mut self, mut record: Record) -> u32 {
         self.seq += 1;
         record.seq = self.seq;
+        self.last = Some((record.seq, record.at));
         if let Some(enclosing) = record.path.parent() {
             self.nested_records.entry(enclosing).or_default().push(record.clone());
         }

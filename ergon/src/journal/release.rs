@@ -20,11 +20,16 @@ impl Journal {
                     self.replay.pop_front();
                     self.matched.remove(&position);
                     if let State::Replaying { at, outcome } = self.take_state(id) {
-                        self.hand_over(id, at, outcome, None);
+                        let message = self.unconsumed(id, &outcome);
+                        self.hand_over(id, at, outcome, message);
                     }
                     return true;
                 }
             }
+        }
+        if !self.root.recorded.is_empty() {
+            // The code has not made all the calls that it made before: it is too early for anything new.
+            return false;
         }
         for id in std::mem::take(&mut self.unrecorded) {
             self.activate(id, now);
@@ -32,7 +37,8 @@ impl Journal {
         self.take_children(now);
         if let Some((_, id)) = self.fresh.pop_first() {
             if let State::Recorded { at, outcome, .. } = self.take_state(id) {
-                self.hand_over(id, at, outcome, None);
+                let message = self.unconsumed(id, &outcome);
+                self.hand_over(id, at, outcome, message);
             }
             return true;
         }
@@ -51,6 +57,22 @@ impl Journal {
         if let Some(waker) = call.waker.take() {
             waker.wake();
         }
+    }
+
+    /// The message that a recorded signal handed over, if it is still in the mailbox because nobody took it.
+    fn unconsumed(&mut self, id: CallId, outcome: &Outcome) -> Option<Message> {
+        let call = &self.calls[id.0];
+        if !matches!(call.spec, Spec::Signal { .. }) || outcome.phase != Phase::Completed {
+            return None;
+        }
+        let seq = call.reference.as_deref()?.parse().ok()?;
+        let channel = Channel::signal(&call.key.name);
+        let mail = self.mail.get_mut(&channel)?;
+        let message = mail.remove(&seq);
+        if mail.is_empty() {
+            self.mail.remove(&channel);
+        }
+        message
     }
 
     /// Ends the wait whose time has come first, by an instant or by a message.
@@ -73,8 +95,9 @@ impl Journal {
             if mail.is_empty() {
                 self.mail.remove(&channel);
             }
-            self.batch.consumed.push(seq);
             let payload = message.payload.clone();
+            // The record names the message, which is consumed when the outcome is taken.
+            self.calls[id.0].reference = Some(seq.to_string().into());
             let record = Record { payload: payload.clone(), ..self.record(id, Phase::Completed, now) };
             self.append(record);
             let outcome = Outcome { phase: Phase::Completed, payload };
@@ -98,8 +121,13 @@ impl Journal {
     fn take_children(&mut self, now: Timestamp) {
         let Some(mail) = self.mail.remove(&Channel::children()) else { return };
         for (seq, message) in mail {
-            self.batch.consumed.push(seq);
             let path = message.reference.as_deref().and_then(|path| path.parse::<CallPath>().ok());
+            if path.as_ref().is_some_and(|path| path.position() >= self.root.next_position) {
+                // The code has not come to this call yet, because it waits for something that is not durable.
+                self.mail.entry(Channel::children()).or_default().insert(seq, message);
+                continue;
+            }
+            self.batch.consumed.push(seq);
             let Some(id) = path.and_then(|path| self.children.get(&path).copied()) else { continue };
             self.unwatch(id);
             let phase = match message.child {

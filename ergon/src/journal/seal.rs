@@ -7,6 +7,7 @@ use ergon_storage::{CallPath, Phase, Record, Timestamp};
 
 use super::{
     CallId, CallKey, Divergence, Due, Journal, Outcome, Place, Refusal, Spec, State,
+    call::Call,
     history::{Recorded, RecordedOutcome},
 };
 
@@ -56,16 +57,22 @@ impl Journal {
         }
         // … then by position.
         let mut free = (first..first + count).filter(|position| !taken.contains(position));
-        for (id, place) in group.into_iter().zip(places) {
-            let Some(place) = place.or_else(|| free.next()) else { break };
-            let recorded = self.root.recorded.remove(&place);
-            if let Some(recorded) = recorded.as_ref().filter(|recorded| recorded.key != self.calls[id.0].key) {
+        let places: Vec<u32> = places.into_iter().filter_map(|place| place.or_else(|| free.next())).collect();
+        // Nothing takes effect unless everything matches: what a stalled flow leaves must suit the old code.
+        for (id, place) in group.iter().zip(&places) {
+            let called = &self.calls[id.0].key;
+            if let Some(recorded) = self.root.recorded.get(place)
+                && recorded.key != *called
+            {
                 return Err(Divergence {
-                    path: CallPath::top(place),
+                    path: CallPath::top(*place),
                     recorded: Some(recorded.key.clone()),
-                    called: Some(self.calls[id.0].key.clone()),
+                    called: Some(called.clone()),
                 });
             }
+        }
+        for (id, place) in group.into_iter().zip(places) {
+            let recorded = self.root.recorded.remove(&place);
             self.settle(id, CallPath::top(place), recorded, now);
         }
         Ok(())
@@ -76,6 +83,10 @@ impl Journal {
             self.nested.iter().filter(|(_, scope)| !scope.group.is_empty()).map(|(owner, _)| *owner).collect();
         for owner in owners {
             let Some(enclosing) = self.path(owner).cloned() else { continue };
+            if enclosing.positions().len() >= CallPath::DEPTH_MAX {
+                self.refuse_depth(owner);
+                continue;
+            }
             let Some(scope) = self.nested.get_mut(&owner) else { continue };
             let mut group = std::mem::take(&mut scope.group);
             self.sort_group(&mut group);
@@ -88,14 +99,31 @@ impl Journal {
         }
     }
 
+    /// Steps that call steps that call steps … must end somewhere.
+    fn refuse_depth(&mut self, owner: CallId) {
+        let call = self.calls[owner.0].key.clone();
+        let message = format!("calls nest at most {} deep; loop in the flow instead of recursing", CallPath::DEPTH_MAX);
+        self.refusal.get_or_insert(Refusal { call, message });
+    }
+
+    /// Lets children take effect that were started just before the code ended.
+    pub(crate) fn start_orphans(&mut self, now: Timestamp) {
+        for id in std::mem::take(&mut self.unrecorded) {
+            if let Spec::Child { .. } = self.calls[id.0].spec {
+                self.activate(id, now);
+            }
+        }
+    }
+
     /// Puts a group into an order that does not depend on the order in which a combinator polled its branches:
-    /// by the place in the source, then as made.
+    /// by the place in the source, by what they are, then as made.
     fn sort_group(&self, group: &mut [CallId]) {
         if group.len() > 1 {
-            group.sort_by_key(|id| {
-                let location = self.calls[id.0].location;
-                (location.file(), location.line(), location.column())
-            });
+            let rank = |id: &CallId| {
+                let Call { location, key, .. } = &self.calls[id.0];
+                (location.file(), location.line(), location.column(), key.kind, &key.name, key.args_hash)
+            };
+            group.sort_by(|one, other| rank(one).cmp(&rank(other)));
         }
     }
 

@@ -3,7 +3,8 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use ergon_storage::{
-    ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, ExecutionLog, FlowState, Lease, Timestamp, Topic, Watch,
+    ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Commit, ExecutionLog, FlowState, Lease, Next, Timestamp, Topic,
+    Watch,
 };
 use tokio::{
     sync::{Notify, watch},
@@ -195,12 +196,12 @@ impl Engine {
 
     async fn drive(&self, claimed: ClaimedFlow, control: Arc<Control>) {
         let (lease, info) = (claimed.lease.clone(), claimed.info.clone());
-        let machine = match self.parking.unpark(&info) {
+        let machine = match self.parking.unpark(&claimed) {
             Some(machine) => {
                 machine.flow().journal().receive(claimed.messages);
                 machine
             }
-            None => match self.load(claimed).await {
+            None => match self.load(claimed, &control).await {
                 Some(machine) => machine,
                 None => return,
             },
@@ -224,20 +225,39 @@ impl Engine {
         }
     }
 
-    async fn load(&self, claimed: ClaimedFlow) -> Option<Box<crate::machine::Machine>> {
+    async fn load(&self, claimed: ClaimedFlow, control: &Control) -> Option<Box<crate::machine::Machine>> {
         let (lease, info) = (claimed.lease.clone(), &claimed.info);
         let Some(def) = self.defs.get(&(Arc::clone(&info.flow_type), info.version)) else {
             tracing::error!(flow = %info.id, "the log gave a flow of a type that was not asked for");
             let _ = self.log.release(&lease).await;
             return None;
         };
-        match load(&*self.log, &self.env, def, claimed).await {
-            Ok(machine) => Some(Box::new(machine)),
-            Err(error) => {
-                tracing::warn!(flow = %lease.flow, %error, "the history could not be read; the flow is given back");
-                let _ = self.log.release(&lease).await;
-                None
+        let mut trouble = Backoff::default();
+        loop {
+            match load(&*self.log, &self.env, def, claimed.clone()).await {
+                Ok(machine) => return Some(Box::new(machine)),
+                // The flow is not given back: this delivery counts, and its lease bounds these tries.
+                Err(error) if error.is_retryable() && self.env.clock.now() < control.until() => {
+                    let delay = trouble.next();
+                    tracing::warn!(flow = %lease.flow, %error, ?delay, "the history cannot be read now");
+                    tokio::time::sleep(delay).await;
+                }
+                Err(error) => {
+                    tracing::error!(flow = %lease.flow, error = ?error, "the history cannot be read");
+                    if !error.is_retryable() {
+                        self.stall(lease, format!("the history cannot be read: {error}")).await;
+                    }
+                    return None;
+                }
             }
+        }
+    }
+
+    async fn stall(&self, lease: Lease, reason: String) {
+        let mut commit = Commit::new(lease, 1);
+        commit.next = Next::Stall { reason: reason.into(), build: Arc::clone(&self.options.drive.build) };
+        if let Err(error) = self.log.commit(commit).await {
+            tracing::error!(error = ?error, "the flow could not be stalled; its lease ends by itself");
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::drive::Control;
 
 /// The flows that run, and how long they may.
 #[derive(Default)]
-pub(super) struct Leases {
+pub(crate) struct Leases {
     /// By the log's number for the flow.
     held: Mutex<HashMap<u64, Held>>,
 }
@@ -24,44 +24,44 @@ struct Held {
 
 impl Leases {
     /// Adds a lease. A flow that this worker still drives under an earlier one is dropped.
-    pub(super) fn add(&self, lease: Lease, control: Arc<Control>) {
+    pub(crate) fn add(&self, lease: Lease, control: Arc<Control>) {
         if let Some(former) = self.lock().insert(lease.key, Held { lease, control }) {
             tracing::info!(flow = %former.lease.flow, "the lease has ended before it was renewed; the flow starts over");
             former.control.drop_flow();
         }
     }
 
-    pub(super) fn remove(&self, lease: &Lease) {
+    pub(crate) fn remove(&self, lease: &Lease) {
         let mut held = self.lock();
         if held.get(&lease.key).is_some_and(|held| held.lease.epoch == lease.epoch) {
             held.remove(&lease.key);
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.lock().len()
     }
 
-    pub(super) fn drain(&self) {
+    pub(crate) fn drain(&self) {
         for held in self.lock().values() {
             held.control.drain();
         }
     }
 
-    pub(super) fn drop_flows(&self) {
+    pub(crate) fn drop_flows(&self) {
         for held in self.lock().values() {
             held.control.drop_flow();
         }
     }
 
     /// The leases held now.
-    pub(super) fn all(&self) -> Vec<Lease> {
+    pub(crate) fn all(&self) -> Vec<Lease> {
         self.lock().values().map(|held| held.lease.clone()).collect()
     }
 
     /// Renews all leases once, and says when to do it again. Flows whose lease is gone are dropped; while the log
     /// does not answer, so are those whose lease is about to end, before others may claim them.
-    pub(super) async fn renew(&self, log: &dyn ExecutionLog, lease: Duration) -> Duration {
+    pub(crate) async fn renew(&self, log: &dyn ExecutionLog, lease: Duration) -> Duration {
         let leases = self.all();
         if leases.is_empty() {
             return lease / 3;

@@ -1,7 +1,7 @@
 //! Claiming flows and running them.
 
 mod engine;
-mod leases;
+pub(crate) mod leases;
 mod parking;
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
@@ -139,7 +139,7 @@ impl Worker {
         self
     }
 
-    /// How often the worker looks by itself, in case a hint was lost; 10 s by default.
+    /// How often the worker looks by itself, in case a hint was lost; 10 s by default, more than 0.
     pub fn fallback(mut self, fallback: Duration) -> Self {
         self.options.fallback = fallback;
         self
@@ -188,8 +188,12 @@ fn check(options: &WorkerOptions) -> Result<(), StartError> {
     if options.slots == 0 {
         return Err(StartError::NoSlots);
     }
-    if options.queues.is_empty() || options.queues.iter().any(|queue| queue.is_empty()) {
+    let length_is_bad = |queue: &Arc<str>| queue.is_empty() || queue.len() > NewFlow::NAME_BYTES_MAX;
+    if options.queues.is_empty() || options.queues.iter().any(length_is_bad) {
         return Err(StartError::NoQueues);
+    }
+    if options.fallback.is_zero() {
+        return Err(StartError::NoFallback);
     }
     if options.lease < Worker::LEASE_MIN {
         return Err(StartError::LeaseTooShort { lease: options.lease });
@@ -242,8 +246,10 @@ impl fmt::Debug for WorkerHandle {
 pub enum StartError {
     /// It has no slot to run a flow in.
     NoSlots,
-    /// It names no queue, or an empty one.
+    /// It names no queue, or one whose name is empty or too long.
     NoQueues,
+    /// It would look into its queues without a pause.
+    NoFallback,
     /// It has no flow type.
     NoFlows,
     /// It allows no delivery.
@@ -270,7 +276,12 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoSlots => f.write_str("a worker needs at least one slot: call .slots(n) with n >= 1"),
-            Self::NoQueues => f.write_str("a worker needs at least one queue, and queue names are not empty"),
+            Self::NoQueues => write!(
+                f,
+                "a worker needs at least one queue, and the names of queues have 1 to {} bytes",
+                NewFlow::NAME_BYTES_MAX
+            ),
+            Self::NoFallback => f.write_str("the fallback interval must not be zero"),
             Self::NoFlows => f.write_str("a worker needs at least one flow type: call .register::<MyFlow>()"),
             Self::NoDeliveries => {
                 f.write_str("a flow must be delivered at least once: call .deliveries_max(n) with n >= 1")

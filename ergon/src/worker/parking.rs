@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use ergon_storage::{FlowId, FlowInfo};
+use ergon_storage::{ClaimedFlow, FlowId};
 
 use crate::machine::Machine;
 
@@ -50,13 +50,13 @@ impl Parking {
     }
 
     /// The machine of a flow, if it was parked where the log says that the flow is.
-    pub(super) fn unpark(&self, info: &FlowInfo) -> Option<Box<Machine>> {
+    pub(super) fn unpark(&self, claimed: &ClaimedFlow) -> Option<Box<Machine>> {
         let (_, machine) = {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            let parked = inner.machines.remove(&info.id)?;
+            let parked = inner.machines.remove(&claimed.info.id)?;
             inner.order.remove(&parked.0);
             parked
         };
-        machine.fits(info).then_some(machine)
+        machine.fits(claimed).then_some(machine)
     }
 }
