@@ -130,13 +130,11 @@ impl Machine {
                 }
                 if let Poll::Ready(end) = polled {
                     let mut journal = flow.journal();
-                    return match journal.missing_call() {
-                        Some(divergence) => Progress::Stalled(divergence.to_string()),
-                        None => {
-                            journal.start_orphans(flow.env.clock.now());
-                            Progress::Ended(end)
-                        }
-                    };
+                    if let Some(divergence) = journal.missing_call() {
+                        return Progress::Stalled(divergence.to_string());
+                    }
+                    journal.start_orphans(flow.env.clock.now());
+                    return Progress::Ended(end);
                 }
                 if self.waker.woken.load(Ordering::Acquire) {
                     // Woken while it was polled: a combinator that yields, which changes nothing.

@@ -323,7 +323,7 @@ where
                 }));
                 match looked_at {
                     Ok((true, text)) if self.again(number, &Error::new(text.clone())) => {}
-                    Ok((_, text)) => self.fail(number, error, &text),
+                    Ok((_, text)) => self.fail(number, &error, &text),
                     Err(panic) => self.trouble(number, Error::panic(&format!("the error of step {name:?}"), &*panic)),
                 }
             }
@@ -338,7 +338,7 @@ where
         let Some(from_error) = self.caps.from_error else { return self.context.flow.halt(Halt::Fault(error)) };
         let text = error.to_string();
         match catch_unwind(AssertUnwindSafe(|| from_error(error))) {
-            Ok(error) => self.fail(number, error, &text),
+            Ok(error) => self.fail(number, &error, &text),
             Err(panic) => {
                 let what = format!("making the error of step {:?}", self.spec.name);
                 self.context.flow.halt(Halt::Fault(Error::panic(&what, &*panic)));
@@ -367,12 +367,12 @@ where
     }
 
     /// The step has failed for good.
-    fn fail(&mut self, number: u32, error: E, text: &str) {
+    fn fail(&mut self, number: u32, error: &E, text: &str) {
         let flow = &self.context.flow;
         tracing::info!(flow = %flow.id, step = self.spec.name, attempt = number, error = text, "step failed");
         let what = format!("the error of step {:?}", self.spec.name);
         let limit = flow.env.payload_bytes_max;
-        let encoded = catch_unwind(AssertUnwindSafe(|| codec::encode_exact(&what, &error, limit)));
+        let encoded = catch_unwind(AssertUnwindSafe(|| codec::encode_exact(&what, error, limit)));
         match encoded {
             Ok(Ok((payload, copy))) => self.record(Phase::Failed, payload, Err(copy)),
             Ok(Err(encoding)) => flow.halt(Halt::Fault(encoding)),
@@ -393,7 +393,8 @@ where
 pub(crate) fn shorten(mut text: String) -> String {
     const BYTES_MAX: usize = 4_096;
     if text.len() > BYTES_MAX {
-        text.truncate(text.floor_char_boundary(BYTES_MAX));
+        let end = (0..=BYTES_MAX).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
         text.push('…');
     }
     text
