@@ -104,11 +104,13 @@ pub async fn claim_merges_its_queues(harness: &impl Harness) {
     let mut expected = Vec::new();
     for (number, name) in names(0..24).iter().enumerate() {
         let priority = i16::try_from(number % 3).unwrap();
-        let new = NewFlow::new(id(name), ["A", "B"][number % 2], 1, &b""[..]);
+        // Due in another order than accepted.
+        let delay = MICRO * u32::try_from(number * 7 % 24).unwrap();
+        let new = NewFlow::new(id(name), ["A", "B"][number % 2], 1, &b""[..]).with_start(Start::After(delay));
         log.add([new.with_queue(["x", "y"][number / 2 % 2]).with_priority(priority)]).await;
-        expected.push((-priority, number, name.clone()));
-        log.advance(MICRO).await;
+        expected.push((-priority, delay, name.clone()));
     }
+    log.advance(SECOND).await;
     expected.sort();
     let mut taken = Vec::new();
     for limit in [1, 5, 2, 100] {

@@ -118,8 +118,8 @@ impl Flow {
         self.info.due_at.is_some_and(|due_at| due_at <= now)
     }
 
-    fn holds(&self, lease: &Lease) -> bool {
-        self.info.epoch == lease.epoch && self.info.state == FlowState::Running
+    fn is_running(&self) -> bool {
+        self.info.state == FlowState::Running
     }
 }
 
@@ -198,7 +198,7 @@ impl State {
             .iter()
             .map(|lease| match self.leased(lease) {
                 Ok(flow) if flow.info.state == FlowState::Cancelled => LeaseState::Cancelled,
-                Ok(flow) if flow.holds(lease) => {
+                Ok(flow) if flow.is_running() => {
                     let flow = self.flows.get_mut(&lease.key).expect("found above");
                     self.index.lanes.remove(&flow.info, lease.key);
                     flow.info.due_at = Some(until);
@@ -211,7 +211,7 @@ impl State {
     }
 
     pub(super) fn release(&mut self, lease: &Lease, now: Timestamp) -> Result<()> {
-        if !self.leased(lease)?.holds(lease) {
+        if !self.leased(lease)?.is_running() {
             return Err(Error::lease_lost(&lease.flow));
         }
         self.update(lease.key, |flow| {
@@ -231,7 +231,7 @@ impl State {
             Some((last, _)) => last,
             None => 0,
         };
-        if !flow.holds(&lease) {
+        if !flow.is_running() {
             return Err(Error::lease_lost(&lease.flow));
         }
         let invalid = |message| Err(Error::new(ErrorKind::Invalid, message).with_flow(&lease.flow));
