@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -16,6 +16,7 @@ use ergon_storage::{
     ClaimRequest, ClaimTarget, ClaimedFlow, Clock, Commit, Committed, ErrorKind, ExecutionLog, FlowId, Lease,
     ManualClock, NewFlow, Next, SqliteExecutionLog, SqliteOptions, SystemClock, Topic,
 };
+use futures::future::join_all;
 use tempfile::TempDir;
 
 const LEASE: Duration = Duration::from_secs(3_600);
@@ -120,8 +121,10 @@ async fn the_life_of_a_victim() {
     let Some(path) = std::env::var_os(VICTIM) else { return };
     let log = open(Path::new(&path)).await;
     assert!(!claim(&log).await.is_empty());
-    // Its own children do not keep it alive.
-    let mut child = Command::new("sleep").arg("20").stdout(Stdio::null()).spawn().unwrap();
+    // Its own children do not keep it alive, once they run another program.
+    let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.as_mut().unwrap().write_all(b"?").unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     println!("the victim has claimed");
     std::io::stdin().lines().for_each(drop);
     child.kill().unwrap();
@@ -275,25 +278,17 @@ async fn several_that_find_the_same_dead_log_share_its_flows() {
     for _ in 0..5 {
         let (directory, path, _zombie, claimed) = running(50).await;
         seem_dead(directory.path());
-        let finders: Vec<_> = (0..6)
-            .map(|_| {
-                let path = path.clone();
-                tokio::spawn(async move {
-                    let log = open(&path).await;
-                    let mut request = request();
-                    request.limit = 10;
-                    let claimed = log.claim(request).await.unwrap().flows;
-                    (log, claimed)
-                })
-            })
-            .collect();
-        let mut found = Vec::new();
-        let mut logs = Vec::new();
-        for finder in finders {
-            let (log, claimed) = finder.await.unwrap();
-            logs.push(log);
-            found.extend(claimed.into_iter().map(|claimed| (claimed.lease.flow, claimed.lease.epoch)));
-        }
+        // One of them has the dead log's lock for a moment, in which the others take it to be alive.
+        let logs = join_all((0..6).map(|_| {
+            let path = path.clone();
+            async move { tokio::spawn(async move { open(&path).await }).await.unwrap() }
+        }))
+        .await;
+        let mut request = request();
+        request.limit = 10;
+        let claims = logs.iter().map(|log| log.claim(request.clone()));
+        let found = join_all(claims).await.into_iter().flat_map(|claimed| claimed.unwrap().flows);
+        let mut found: Vec<_> = found.map(|claimed| (claimed.lease.flow, claimed.lease.epoch)).collect();
         assert_eq!(owner_files(directory.path()).len(), logs.len());
         assert_eq!(found.len(), claimed.len());
         found.sort_unstable();

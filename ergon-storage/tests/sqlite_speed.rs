@@ -180,6 +180,10 @@ async fn an_idle_log_uses_no_processor_time() {
     let log = SqliteExecutionLog::open(directory.path().join("log.db")).await.unwrap();
     log.enqueue(vec![flow("idle", 1)]).await.unwrap();
     log.flow(&FlowId::new("idle").unwrap()).await.unwrap();
+    // Another log runs something, and is not asked whether it is alive.
+    let other = SqliteExecutionLog::open(log.path().unwrap()).await.unwrap();
+    assert_eq!(other.claim(request(1)).await.unwrap().flows.len(), 1);
+    assert_eq!(log.claim(request(1)).await.unwrap().flows.len(), 0);
     tokio::time::sleep(Duration::from_millis(100)).await;
     let spent = || processor_time("ergon-sqlite") + processor_time("notify-rs");
     let before = spent();
