@@ -16,7 +16,7 @@ pub(crate) fn run(args: &[String]) -> Result {
 fn everything() -> Result {
     let mut parts = Parts::default();
     parts.run("examples build (some tests run them)", build_examples);
-    parts.run("tests", || shell::run(cargo(["test"]).args(EVERYTHING)));
+    parts.run("tests", || shell::run(cargo(["test", "--no-fail-fast"]).args(EVERYTHING)));
     parts.finish()
 }
 
