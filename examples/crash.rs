@@ -100,7 +100,7 @@ async fn work_in(folder: &Path) -> ergon::Result<ExitCode> {
         .register::<Journey>()
         .with_state(runs)
         .slots(8)
-        .lease(Duration::from_millis(300)) // a killed worker's flows are free again after this
+        .lease(Duration::from_millis(300)) // how long a worker that stands still keeps its flows; one that was killed is known to be dead
         .start()
         .await?;
     tokio::task::spawn_blocking(|| io::copy(&mut io::stdin(), &mut io::sink())).await??;
