@@ -24,7 +24,7 @@
 //!     }
 //!
 //!     #[step]
-//!     async fn ship(&self, payment: &Payment) -> Result<Receipt, OrderError> { todo!() }
+//!     async fn ship(&self, payment: &Payment) -> Result<Receipt, OrderError> { self.parcels().send(payment).await }
 //! }
 //! ```
 //!
@@ -88,9 +88,9 @@ use proc_macro::TokenStream;
 ///     async fn run(&self) -> Result<Receipt, OrderError> { self.charge(self.cents).await }
 ///
 ///     #[step]
-///     async fn charge(&self, cents: u64) -> Result<Receipt, OrderError> { todo!() }
+///     async fn charge(&self, cents: u64) -> Result<Receipt, OrderError> { bank().charge(cents).await }
 ///
-///     fn in_euros(&self) -> f64 { todo!() } // an ordinary method
+///     fn in_euros(&self) -> f64 { self.cents as f64 / 100.0 } // an ordinary method
 /// }
 /// ```
 #[proc_macro_attribute]
@@ -106,7 +106,7 @@ pub fn flow_type(args: TokenStream, item: TokenStream) -> TokenStream {
 ///
 /// ```ignore
 /// #[flow(timeout = "7days")]
-/// async fn run(&self) -> Result<Receipt, OrderError> { todo!() }
+/// async fn run(&self) -> Result<Receipt, OrderError> { self.charge(self.cents).await }
 /// ```
 ///
 /// | option | meaning | if left out |
@@ -150,7 +150,7 @@ pub fn flow(args: TokenStream, item: TokenStream) -> TokenStream {
 ///
 /// ```ignore
 /// #[step(retry(max_attempts = 5, backoff = "1s..30s"), timeout = "10s")]
-/// async fn charge(&self, cents: u64) -> Result<Payment, OrderError> { todo!() }
+/// async fn charge(&self, cents: u64) -> Result<Payment, OrderError> { bank().charge(cents).await }
 /// ```
 ///
 /// The step becomes a plain function that returns a `Step`, a future to be awaited or joined. It is
@@ -204,7 +204,7 @@ pub fn flow(args: TokenStream, item: TokenStream) -> TokenStream {
 ///
 /// ```ignore
 /// #[step(blocking)]
-/// fn resize(&self, path: String) -> Result<Size, ImageError> { todo!() }
+/// fn resize(&self, path: String) -> Result<Size, ImageError> { shrink(&path) }
 /// ```
 ///
 /// The body runs on a thread for blocking work. So its arguments are owned, and the type it is a
