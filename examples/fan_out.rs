@@ -1,4 +1,4 @@
-//! Child flows: a report starts one flow per city, joins them, and leaves one behind that lives on by itself.
+//! Child flows: a report starts one flow per city, four at a time, joins them, and leaves one behind that lives on by itself.
 //!
 //! ```text
 //! cargo run --example fan_out
@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use ergon::prelude::*;
+use ergon::{map_concurrent, prelude::*};
 
 /// The parent.
 #[flow_type]
@@ -21,18 +21,16 @@ struct Report {
 impl Report {
     #[flow]
     async fn run(&self) -> ergon::Result<BTreeMap<String, Result<u64, String>>> {
-        // `start` begins a child; its handle is a future that may be awaited any time later. All are started
-        // before the first is awaited, so they run at once, on whatever workers there are.
-        let children: Vec<_> =
-            self.cities.iter().map(|city| (city, child(Census { city: city.clone() }).start())).collect();
+        // Four at a time, on whatever workers there are. `child(…).start()` would begin one at once; its handle is a
+        // future that may be awaited any time later.
+        let counts = map_concurrent(&self.cities, 4, |city| child(Census { city: city.clone() })).await;
         let mut report = BTreeMap::new();
-        for (city, child) in children {
+        for (city, people) in self.cities.iter().zip(counts) {
             // A child's error is an ordinary error here; the other children are not affected.
-            let people = child.await.map_err(|error| error.to_string());
-            report.insert(city.clone(), people);
+            report.insert(city.clone(), people.map_err(|error| error.to_string()));
         }
         // The report neither waits for this one nor takes it along when it is cancelled.
-        child(Archive { cities: report.len() }).id(format!("{}/archive", flow_id())).start_detached().await;
+        child(archive(report.len())).id(format!("{}/archive", flow_id())).start_detached().await?;
         Ok(report)
     }
 }
@@ -62,26 +60,18 @@ impl Census {
     }
 }
 
-/// The flow that stays.
-#[flow_type]
-struct Archive {
-    cities: usize,
-}
-
-#[flow_type]
-impl Archive {
-    #[flow]
-    async fn run(&self) -> ergon::Result<String> {
-        sleep(Duration::from_millis(500)).await;
-        Ok(format!("{} cities archived", self.cities))
-    }
+/// The flow that stays: a function, whose arguments are its value.
+#[flow]
+async fn archive(cities: usize) -> ergon::Result<String> {
+    sleep(Duration::from_millis(500)).await;
+    Ok(format!("{cities} cities archived"))
 }
 
 #[tokio::main]
 async fn main() -> ergon::Result<()> {
     let log = SqliteExecutionLog::open_in_memory().await?;
     let worker =
-        Worker::new(log.clone()).register::<Report>().register::<Census>().register::<Archive>().start().await?;
+        Worker::new(log.clone()).register::<Report>().register::<Census>().register::<archive>().start().await?;
     let scheduler = Scheduler::new(log);
 
     let cities = ["oslo", "lisbon", "atlantis", "vienna", "reykjavik", "rome", "sofia", "riga"];
@@ -92,7 +82,7 @@ async fn main() -> ergon::Result<()> {
     }
     println!("\n{}\n", report.history().await?);
 
-    let archive = scheduler.handle::<Archive>(FlowId::new("report-2024/archive")?);
+    let archive = scheduler.handle::<archive>(FlowId::new("report-2024/archive")?);
     println!("the report has ended, the archive is {}", archive.status().await?.state);
     println!("the archive says: {}", archive.result().await?);
     worker.shutdown().await;

@@ -9,7 +9,7 @@
 //! flow's history as a timeline. With a file, kill the program at any instant and give the command again: what
 //! was done is not done again, and a finished order answers with its recorded receipt.
 
-use ergon::prelude::*;
+use ergon::{NextStep, StepRun, prelude::*};
 use serde::{Deserialize, Serialize};
 
 /// What is recorded when the order is scheduled: the input of its flow.
@@ -76,6 +76,19 @@ impl Order {
     }
 }
 
+/// Says how long each attempt of a step took. What is replayed is no attempt.
+struct Stopwatch;
+
+impl Middleware for Stopwatch {
+    async fn step(&self, step: &StepRun, next: NextStep<'_>) -> ergon::Result<()> {
+        let began = std::time::Instant::now();
+        let outcome = next.run().await;
+        let how = if outcome.is_ok() { "done" } else { "failed" };
+        println!("{} of {}: attempt {} {how} after {:?}", step.name, step.flow.id, step.attempt, began.elapsed());
+        outcome
+    }
+}
+
 #[tokio::main]
 async fn main() -> ergon::Result<()> {
     let log = match std::env::args().nth(1) {
@@ -83,7 +96,7 @@ async fn main() -> ergon::Result<()> {
         None => SqliteExecutionLog::open_in_memory().await?,
     };
     // Runs orders, in this process. Others may run in other processes on the same file.
-    let worker = Worker::new(log.clone()).register::<Order>().start().await?;
+    let worker = Worker::new(log.clone()).register::<Order>().middleware(Stopwatch).start().await?;
 
     // Scheduling an id again finds the first flow.
     let scheduler = Scheduler::new(log);

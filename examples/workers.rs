@@ -100,17 +100,25 @@ async fn supervise() -> ergon::Result<()> {
     let mut workers = WORKERS.iter().map(|name| start_worker(&file, name)).collect::<io::Result<Vec<_>>>()?;
     println!("{FLOWS} flows, {} worker processes: {}", workers.len(), WORKERS.join(", "));
 
-    // Kill one in the middle of its work.
+    // Kill one in the middle of its work. Nobody takes its flows over before it is dead.
+    let victim = WORKERS[VICTIM];
     flows[FLOWS as usize / 3].result().await?;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut left = BTreeSet::new();
+    while left.is_empty() {
+        for flow in &flows {
+            let now = flow.status().await?;
+            if now.state == FlowState::Running && now.worker.as_deref() == Some(victim) {
+                left.insert(flow.id().clone());
+            }
+        }
+    }
     workers[VICTIM].kill()?;
     workers[VICTIM].wait()?;
-    let victim = WORKERS[VICTIM];
-    let mut left = BTreeSet::new();
+    // What it has ended since then.
     for flow in &flows {
         let now = flow.status().await?;
-        if now.state == FlowState::Running && now.worker.as_deref() == Some(victim) {
-            left.insert(flow.id().clone());
+        if now.state.is_final() && now.worker.as_deref() == Some(victim) {
+            left.remove(flow.id());
         }
     }
     println!("{victim} was killed (SIGKILL) with {} flows in its hands\n", left.len());

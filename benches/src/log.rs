@@ -1,39 +1,46 @@
 //! The logs that ergon is measured on.
 
-use std::path::Path;
-
 use ergon::{
-    InMemoryExecutionLog, Scheduler, SqliteExecutionLog, StorageError, Worker,
+    InMemoryExecutionLog, PostgresExecutionLog, RedisExecutionLog, Scheduler, SqliteExecutionLog, Worker,
     storage::{self, ExecutionLog, SqliteOptions},
 };
-
-use crate::case::{Backend, Case, Durability};
+use ergon_bench_round::{Backend, Durability, Failure, Round};
 
 /// An open log.
 #[derive(Debug, Clone)]
 pub(crate) enum Log {
     Memory(InMemoryExecutionLog),
     Sqlite(SqliteExecutionLog),
+    Redis(RedisExecutionLog),
+    Postgres(PostgresExecutionLog),
 }
 
 impl Log {
-    /// Opens the log of a case in this folder, or makes it.
-    pub(crate) async fn open(case: &Case, dir: &Path) -> Result<Self, StorageError> {
-        let durability = match (case.backend, case.durability) {
-            (Backend::Memory, _) => return Ok(Self::Memory(InMemoryExecutionLog::new())),
-            (Backend::Sqlite, Durability::Normal | Durability::None) => storage::Durability::Normal,
-            (Backend::Sqlite, Durability::Full) => storage::Durability::Full,
-        };
-        Ok(Self::Sqlite(SqliteOptions::new(dir.join("log.db")).durability(durability).open().await?))
+    /// Opens the log of a round, or makes it.
+    pub(crate) async fn open(round: &Round) -> Result<Self, Failure> {
+        match (round.case.backend, round.case.durability) {
+            (Backend::Memory, _) => Ok(Self::Memory(InMemoryExecutionLog::new())),
+            (Backend::Sqlite, durability) => {
+                let durability = match durability {
+                    Durability::Full => storage::Durability::Full,
+                    Durability::Normal => storage::Durability::Normal,
+                    Durability::None => return round.refusal(),
+                };
+                Ok(Self::Sqlite(SqliteOptions::new(round.dir.join("log.db")).durability(durability).open().await?))
+            }
+            // The server was started with the durability.
+            (Backend::Redis, _) => Ok(Self::Redis(RedisExecutionLog::connect(round.server()?).await?)),
+            (Backend::Postgres, _) => Ok(Self::Postgres(PostgresExecutionLog::connect(round.server()?).await?)),
+        }
     }
 
     /// Closes the log and opens it again, as another process would; one in memory stays.
-    pub(crate) async fn reopen(self, case: &Case, dir: &Path) -> Result<Self, StorageError> {
+    pub(crate) async fn reopen(self, round: &Round) -> Result<Self, Failure> {
         match self {
             Self::Memory(_) => Ok(self),
-            Self::Sqlite(log) => {
+            log => {
                 drop(log);
-                Self::open(case, dir).await
+                Self::open(round).await
             }
         }
     }
@@ -42,6 +49,8 @@ impl Log {
         match self {
             Self::Memory(log) => Scheduler::new(log.clone()),
             Self::Sqlite(log) => Scheduler::new(log.clone()),
+            Self::Redis(log) => Scheduler::new(log.clone()),
+            Self::Postgres(log) => Scheduler::new(log.clone()),
         }
     }
 
@@ -49,6 +58,8 @@ impl Log {
         match self {
             Self::Memory(log) => Worker::new(log.clone()),
             Self::Sqlite(log) => Worker::new(log.clone()),
+            Self::Redis(log) => Worker::new(log.clone()),
+            Self::Postgres(log) => Worker::new(log.clone()),
         }
     }
 
@@ -56,6 +67,8 @@ impl Log {
         match self {
             Self::Memory(log) => log,
             Self::Sqlite(log) => log,
+            Self::Redis(log) => log,
+            Self::Postgres(log) => log,
         }
     }
 }

@@ -2,24 +2,20 @@
 
 use std::fmt::Write;
 
+use ergon_bench_round::{Backend, Case, Durability, Summary, System, Work};
 use serde::Serialize;
-
-use crate::{
-    case::{Backend, Case, Durability, System, Work},
-    stats::Summary,
-};
 
 /// One line of `results.json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Row {
-    work: Work,
-    system: System,
-    backend: Backend,
-    durability: Durability,
-    concurrency: usize,
-    metric: String,
+    pub(crate) work: Work,
+    pub(crate) system: System,
+    pub(crate) backend: Backend,
+    pub(crate) durability: Durability,
+    pub(crate) concurrency: usize,
+    pub(crate) metric: String,
     unit: String,
-    median: f64,
+    pub(crate) median: f64,
     min: f64,
     max: f64,
     rounds: usize,
@@ -38,47 +34,97 @@ impl Row {
     }
 }
 
-/// One table per work, in Markdown: a line per figure, a column per system, and the ratio to the raw limit where it
-/// was measured in the same run.
+/// The tables of each work, in Markdown: ours beside the limit, a line per figure, and the peers, with how many times
+/// ours is what theirs is.
 pub(crate) fn tables(rows: &[Row]) -> String {
     let mut text = String::new();
     for rows in rows.chunk_by(|a, b| a.work == b.work) {
-        let mut systems: Vec<System> = Vec::new();
-        let mut subjects = Vec::new();
-        for row in rows {
-            if !systems.contains(&row.system) {
-                systems.push(row.system);
-            }
-            if !subjects.contains(&row.subject()) {
-                subjects.push(row.subject());
+        let _ = write!(text, "\n### {}\n", rows[0].work);
+        for table in [beside_the_limit(rows), beside_peers(rows)] {
+            if table.len() > 1 {
+                let _ = write!(text, "\n{}", aligned(&table));
             }
         }
-        // Backend by backend, whatever the order in which the systems took their turns.
-        subjects
-            .sort_by_key(|(_, backend, durability, concurrency, ..)| (*backend as u8, *durability as u8, *concurrency));
-        let with_ratio = systems.contains(&System::Ergon) && systems.contains(&System::Raw);
-        let mut header = vec!["backend".to_owned(), "at once".into(), "metric".into()];
-        header.extend(systems.iter().map(ToString::to_string));
-        header.extend(with_ratio.then(|| "ergon ÷ raw".into()));
-        let lines = subjects.into_iter().map(|subject| {
-            let of = |system| rows.iter().find(|row| row.subject() == subject && row.system == system);
-            let (_, backend, durability, concurrency, metric, unit) = subject;
-            let place = match durability {
-                Durability::None => backend.to_string(),
-                durability => format!("{backend} {durability}"),
-            };
-            let mut line = vec![place, group(concurrency), format!("{metric}, {unit}")];
-            line.extend(systems.iter().map(|system| of(*system).map(figure).unwrap_or_default()));
-            if with_ratio {
-                let ratio = of(System::Ergon).zip(of(System::Raw)).map(|(ergon, raw)| ergon.median / raw.median);
-                line.push(ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default());
-            }
-            line
-        });
-        let table: Vec<Vec<String>> = std::iter::once(header).chain(lines).collect();
-        let _ = write!(text, "\n### {}\n\n{}", rows[0].work, aligned(&table));
     }
     text
+}
+
+fn beside_the_limit(rows: &[Row]) -> Vec<Vec<String>> {
+    let rows: Vec<&Row> = rows.iter().filter(|row| !row.system.is_peer()).collect();
+    let systems: Vec<System> = [System::Ergon, System::Raw]
+        .into_iter()
+        .filter(|system| rows.iter().any(|row| row.system == *system))
+        .collect();
+    let with_ratio = systems.len() == 2;
+    let mut header = vec!["backend".to_owned(), "at once".into(), "metric".into()];
+    header.extend(systems.iter().map(ToString::to_string));
+    header.extend(with_ratio.then(|| "ergon ÷ raw".into()));
+    let lines = subjects(&rows).into_iter().map(|subject| {
+        let of = |system| rows.iter().find(|row| row.subject() == subject && row.system == system).copied();
+        let (_, backend, durability, concurrency, metric, unit) = subject;
+        let mut line = vec![place(backend, durability), group(concurrency), format!("{metric}, {unit}")];
+        line.extend(systems.iter().map(|system| of(*system).map(figure).unwrap_or_default()));
+        if with_ratio {
+            line.push(of(System::Ergon).zip(of(System::Raw)).map(ratio).unwrap_or_default());
+        }
+        line
+    });
+    std::iter::once(header).chain(lines).collect()
+}
+
+fn beside_peers(rows: &[Row]) -> Vec<Vec<String>> {
+    let peers: Vec<&Row> = rows.iter().filter(|row| row.system.is_peer()).collect();
+    let header = ["peer", "backend", "at once", "metric", "peer's", "ergon ÷ peer", "ergon full ÷ peer"];
+    let mut table = vec![header.map(String::from).to_vec()];
+    for subject in subjects(&peers) {
+        let (_, backend, durability, concurrency, metric, unit) = subject;
+        for peer in peers.iter().filter(|row| row.subject() == subject) {
+            let ours = |durability| {
+                let mut subject = subject;
+                subject.2 = durability;
+                rows.iter().find(|row| row.system == System::Ergon && row.subject() == subject)
+            };
+            let ratio_at = |durability| ours(durability).map(|ours| ratio((ours, peer))).unwrap_or_default();
+            table.push(vec![
+                peer.system.to_string(),
+                match durability {
+                    Durability::None => format!("{backend} off"),
+                    durability => place(backend, durability),
+                },
+                group(concurrency),
+                format!("{metric}, {unit}"),
+                figure(peer),
+                ratio_at(durability),
+                ratio_at(Durability::Full),
+            ]);
+        }
+    }
+    table
+}
+
+/// What is compared, backend by backend, whatever the order in which the systems took their turns.
+fn subjects<'r>(rows: &[&'r Row]) -> Vec<(Work, Backend, Durability, usize, &'r str, &'r str)> {
+    let mut subjects = Vec::new();
+    for row in rows {
+        if !subjects.contains(&row.subject()) {
+            subjects.push(row.subject());
+        }
+    }
+    subjects.sort_by_key(|(_, backend, durability, concurrency, ..)| (*backend, *durability, *concurrency));
+    subjects
+}
+
+fn place(backend: Backend, durability: Durability) -> String {
+    match durability {
+        Durability::None => backend.to_string(),
+        durability => format!("{backend} {durability}"),
+    }
+}
+
+/// How many times the first is the second.
+fn ratio((one, other): (&Row, &Row)) -> String {
+    let ratio = one.median / other.median;
+    if ratio < 10.0 { format!("{ratio:.2}") } else { rounded(ratio) }
 }
 
 /// A median with its range.

@@ -1,9 +1,7 @@
 //! Running rounds, each in a process of its own, in turn.
 
 use std::{
-    collections::HashMap,
-    env,
-    error::Error,
+    collections::{HashMap, HashSet},
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -12,16 +10,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    case::{Case, System},
-    measure::Measure,
-    report::Row,
-    stats::Summary,
-    work,
-};
+use ergon_bench_round::{Case, Failure, Measure, Summary, Work};
+
+use crate::{peers::Programs, report::Row, servers::Servers};
 
 /// How long a round may take before it is given up.
 const ROUND_MAX: Duration = Duration::from_secs(15 * 60);
+/// How long a peer's round may take; their sizes are such that most take a few seconds.
+const PEER_ROUND_MAX: Duration = Duration::from_secs(120);
+
+/// How often the sleepers are done at most: their rounds take the better part of a minute each, by the clock.
+const SLEEPERS_ROUNDS_MAX: u32 = 3;
 
 /// What is to be run.
 #[derive(Debug)]
@@ -32,42 +31,74 @@ pub(crate) struct Plan {
     pub(crate) dir: PathBuf,
 }
 
+/// What came of it.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) rows: Vec<Row>,
+    /// Rounds of ours, or of the limit, that have no figures.
+    pub(crate) failures: usize,
+    /// What is missing of the peers, in words.
+    pub(crate) missing: Vec<String>,
+}
+
 impl Plan {
-    /// Runs everything; the rows, and how many rounds failed.
-    pub(crate) fn run(&self) -> Result<(Vec<Row>, usize), Box<dyn Error>> {
+    /// Runs everything.
+    pub(crate) fn run(&self) -> Result<Outcome, Failure> {
         fs::create_dir_all(&self.dir)?;
-        let mut rows = Vec::new();
-        let mut failures = 0;
+        let mut outcome = Outcome::default();
+        // Before the first round: nothing is measured beside a compiler.
+        let programs = Programs::build(self.cases.iter().map(|case| case.system))?;
+        let mut servers = Servers::default();
+        outcome
+            .missing
+            .extend(programs.missing().map(|package| format!("the peer {package}, which could not be built")));
         for cases in self.cases.chunk_by(|a, b| a.work == b.work) {
             let mut figures = Figures::default();
-            for round in 1..=self.rounds {
+            // A peer that has failed once is not waited for again.
+            let mut given_up = HashSet::new();
+            let rounds = match cases[0].work {
+                Work::Sleepers => self.rounds.min(SLEEPERS_ROUNDS_MAX),
+                _ => self.rounds,
+            };
+            for round in 1..=rounds {
                 for case in cases {
-                    eprint!("{case}, round {round} of {} … ", self.rounds);
+                    let Some(program) = programs.find(case.system).filter(|_| !given_up.contains(case)) else {
+                        continue;
+                    };
+                    eprint!("{case}, round {round} of {rounds} … ");
                     let start = Instant::now();
-                    match self.round(case) {
+                    match self.round(case, program, &mut servers) {
                         Ok(measures) => {
                             eprintln!("{:.1} s", start.elapsed().as_secs_f64());
                             figures.add(*case, measures);
                         }
+                        Err(error) if case.system.is_peer() => {
+                            eprintln!("failed: {error}");
+                            outcome.missing.push(format!("{case} with {} flows: {error}", case.size));
+                            given_up.insert(*case);
+                        }
                         Err(error) => {
                             eprintln!("failed: {error}");
-                            failures += 1;
+                            outcome.failures += 1;
                         }
                     }
                 }
             }
-            rows.extend(figures.rows());
+            outcome.rows.extend(figures.rows());
         }
-        Ok((rows, failures))
+        Ok(outcome)
     }
 
-    fn round(&self, case: &Case) -> Result<Vec<Measure>, Box<dyn Error>> {
+    fn round(&self, case: &Case, program: &Path, servers: &mut Servers) -> Result<Vec<Measure>, Failure> {
+        let database = servers.database(case.backend, case.durability)?;
         let dir = tempfile::Builder::new().prefix("round-").tempdir_in(&self.dir)?;
-        let mut command = Command::new(program(case.system)?);
+        let mut command = Command::new(program);
         command.arg("round").args(arguments(case)).arg("--dir").arg(dir.path());
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        command.args(database.iter().map(|database| format!("--server={}", database.url())));
+        // Some peers log much, and to where their figures go.
+        let mut child = command.env("RUST_LOG", "off").stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         // What a round prints is far less than what a pipe holds.
-        let status = wait(&mut child, ROUND_MAX)?;
+        let status = wait(&mut child, if case.system.is_peer() { PEER_ROUND_MAX } else { ROUND_MAX })?;
         let mut printed = String::new();
         if let Some(mut stdout) = child.stdout.take() {
             stdout.read_to_string(&mut printed)?;
@@ -75,15 +106,8 @@ impl Plan {
         if !status.success() {
             return Err(format!("it ended with {status}").into());
         }
-        Ok(serde_json::from_str(&printed)?)
-    }
-}
-
-/// The program that runs the rounds of a system. It is given `round`, the fields of a [`Case`] and an empty folder as
-/// `--dir`, and prints a JSON list of [`Measure`]s.
-pub(crate) fn program(system: System) -> io::Result<PathBuf> {
-    match system {
-        System::Ergon | System::Raw => env::current_exe(),
+        let figures = printed.lines().last().ok_or("it has printed nothing")?;
+        Ok(serde_json::from_str(figures)?)
     }
 }
 
@@ -112,14 +136,6 @@ fn wait(child: &mut Child, limit: Duration) -> io::Result<std::process::ExitStat
         }
         thread::sleep(Duration::from_millis(20));
     }
-}
-
-/// One round, in this process.
-pub(crate) fn one(case: &Case, dir: &Path) -> Result<(), Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let measures = runtime.block_on(work::round(case, dir)).map_err(|error| error.to_string())?;
-    println!("{}", serde_json::to_string(&measures)?);
-    Ok(())
 }
 
 /// The figures of all rounds, in the order in which they first came.

@@ -31,8 +31,8 @@ impl Reason {
             Self::Id => "gives another id on each replay: use `ergon::uuid()`",
             Self::Sleep => "is lost when the process ends: use `ergon::sleep`",
             Self::Timeout => {
-                "is lost when the process ends: use `ergon::sleep` as a branch of `select!`, or \
-                 `#[step(timeout = \"…\")]`"
+                "is lost when the process ends: use `ergon::timeout`, or `#[step(timeout = \"…\")]` for a \
+                 step's body"
             }
             Self::Spawn => {
                 "runs outside the flow, where nothing is recorded: start a child flow or join \
@@ -310,7 +310,7 @@ mod tests {
         check("std::thread::spawn(|| 1);", "child flow");
         check("thread::sleep(second)", "`ergon::sleep`");
         check("tokio::time::sleep(second).await", "`ergon::sleep`");
-        check("::tokio::time::timeout(second, step).await", "`ergon::sleep`");
+        check("::tokio::time::timeout(second, step).await", "`ergon::timeout`");
         check("std::fs::read_to_string(path)", "`#[step]`");
         check("tokio::fs::read(path).await", "`#[step]`");
         check("fs::write(path, text)", "`#[step]`");

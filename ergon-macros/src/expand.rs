@@ -12,7 +12,8 @@ use syn::{AttrStyle, Attribute, FnArg, Signature, Type, ext::IdentExt, spanned::
 use crate::{
     ast::{FlowImpl, Method},
     validate::{
-        FlowImplModel, FlowModel, FlowTypeModel, MemberModel, RetryModel, RetryOptions, StepModel, step_lifetime,
+        Database, FlowArgument, FlowFunctionModel, FlowImplModel, FlowModel, FlowTypeModel, MemberModel, RetryModel,
+        RetryOptions, StepModel, step_lifetime,
     },
 };
 
@@ -94,16 +95,6 @@ fn implementation(model: &FlowImplModel) -> TokenStream {
     let self_ty = &model.source.header.self_ty;
     let conditions = conditions(&model.source.header.attrs);
     let flow_conditions = self::conditions(&method.attrs);
-    let (ok, err) = outcome(result);
-    let name = name.as_ref().map_or_else(|| quote!(<Self as ::ergon::FlowType>::NAME), |name| quote!(#name));
-    let version = version.map_or_else(|| quote!(<Self as ::ergon::FlowType>::VERSION), |version| quote!(#version));
-    let timeout = timeout.map_or_else(
-        || quote!(::core::option::Option::None),
-        |timeout| {
-            let timeout = duration(timeout);
-            quote!(::core::option::Option::Some(#timeout))
-        },
-    );
     let steps = model.members.iter().filter_map(|member| match member {
         MemberModel::Step(step) => {
             let conditions = self::conditions(&step.method.attrs);
@@ -112,12 +103,68 @@ fn implementation(model: &FlowImplModel) -> TokenStream {
         }
         MemberModel::Flow | MemberModel::Other(_) => None,
     });
+    let transactions = model.members.iter().filter_map(|member| match member {
+        MemberModel::Step(step) => {
+            let conditions = self::conditions(&step.method.attrs);
+            let database = match step.transaction? {
+                Database::Sqlite => quote!(Sqlite),
+                Database::Postgres => quote!(Postgres),
+            };
+            let name = &step.name;
+            Some(quote!(#(#conditions)* (#name, ::ergon::storage::Database::#database)))
+        }
+        MemberModel::Flow | MemberModel::Other(_) => None,
+    });
     let run = &method.sig.ident;
-    let pin = quote_spanned!(at(run.span())=> ::std::boxed::Box::pin);
+    let implementation = FlowTokens {
+        self_ty: quote!(#self_ty),
+        result,
+        name: name.as_ref().map_or_else(|| quote!(<Self as ::ergon::FlowType>::NAME), |name| quote!(#name)),
+        version: version.map_or_else(|| quote!(<Self as ::ergon::FlowType>::VERSION), |version| quote!(#version)),
+        timeout: *timeout,
+        steps: quote!(#(#steps),*),
+        transactions: quote!(#(#transactions),*),
+        body: quote!(Self::#run(&self).await),
+        place: run.span(),
+    }
+    .implementation();
     quote! {
         #(#conditions)*
         #(#flow_conditions)*
         const _: () = {
+            #implementation
+        };
+    }
+}
+
+/// What differs from one implementation of `Flow` to another.
+struct FlowTokens<'a> {
+    self_ty: TokenStream,
+    result: &'a Type,
+    name: TokenStream,
+    version: TokenStream,
+    timeout: Option<Duration>,
+    steps: TokenStream,
+    transactions: TokenStream,
+    /// The code, which owns `self`.
+    body: TokenStream,
+    /// Where the author named the code.
+    place: Span,
+}
+
+impl FlowTokens<'_> {
+    fn implementation(&self) -> TokenStream {
+        let Self { self_ty, result, name, version, timeout, steps, transactions, body, place } = self;
+        let (ok, err) = outcome(result);
+        let timeout = timeout.map_or_else(
+            || quote!(::core::option::Option::None),
+            |timeout| {
+                let timeout = duration(timeout);
+                quote!(::core::option::Option::Some(#timeout))
+            },
+        );
+        let pin = quote_spanned!(at(*place)=> ::std::boxed::Box::pin);
+        quote! {
             #[automatically_derived]
             impl ::ergon::Flow for #self_ty {
                 type Output = #ok;
@@ -125,26 +172,125 @@ fn implementation(model: &FlowImplModel) -> TokenStream {
                 const NAME: &'static str = #name;
                 const VERSION: u32 = #version;
                 const TIMEOUT: ::core::option::Option<::core::time::Duration> = #timeout;
-                const STEPS: &'static [&'static str] = &[#(#steps),*];
+                const STEPS: &'static [&'static str] = &[#steps];
+                const TRANSACTIONS: &'static [(&'static str, ::ergon::storage::Database)] = &[#transactions];
 
                 fn execute(
-                    &self,
+                    self,
                 ) -> ::core::pin::Pin<
                     ::std::boxed::Box<
                         dyn ::core::future::Future<
                                 Output = ::core::result::Result<#ok, #err>,
-                            > + ::core::marker::Send
-                            + '_,
+                            > + ::core::marker::Send,
                     >,
                 > {
-                    #pin(Self::#run(self))
+                    #pin(async move { #body })
                 }
 
                 fn error_caps() -> ::ergon::__private::ErrorCaps<#err> {
                     ::ergon::__private::error_caps!(#err)
                 }
             }
+        }
+    }
+}
+
+/// A function as a flow: a type that holds its arguments, a function of the same name that makes one, and the body
+/// out of sight.
+pub(crate) fn flow_function(model: &FlowFunctionModel) -> TokenStream {
+    let FlowFunctionModel { flow, arguments, name, version, derive_serialize, derive_deserialize, set_serde_crate } =
+        model;
+    let FunctionAttributes { ty, call, inner } = FunctionAttributes::split(&flow.method.attrs);
+    let conditions = conditions(&flow.method.attrs);
+    let serialize = derive_serialize.then(|| quote!(::ergon::__private::serde::Serialize,));
+    let deserialize = derive_deserialize.then(|| quote!(::ergon::__private::serde::Deserialize,));
+    let derives = *derive_serialize || *derive_deserialize;
+    let derive = derives.then(|| quote!(#[derive(#serialize #deserialize)]));
+    let serde_crate = (derives && *set_serde_crate).then(|| quote!(#[serde(crate = "::ergon::__private::serde")]));
+    let Method { vis, sig, body, .. } = &flow.method;
+    let ident = &sig.ident;
+    let fn_token = &sig.fn_token;
+    let fields = arguments.iter().map(|FlowArgument { attrs, name, ty }| quote!(#(#attrs)* #name: #ty));
+    let names: Vec<&Ident> = arguments.iter().map(|argument| &argument.name).collect();
+    let types: Vec<&Type> = arguments.iter().map(|argument| &argument.ty).collect();
+    let mut code = sig.clone();
+    code.ident = format_ident!("__ergon_flow_{}", ident.unraw(), span = ident.span());
+    let code_name = &code.ident;
+    let allow = allow_required_shape();
+    let implementation = FlowTokens {
+        self_ty: quote!(#ident),
+        result: &flow.result,
+        name: quote!(<Self as ::ergon::FlowType>::NAME),
+        version: quote!(<Self as ::ergon::FlowType>::VERSION),
+        timeout: flow.timeout,
+        steps: TokenStream::new(),
+        transactions: TokenStream::new(),
+        body: quote!({
+            let Self { #(#names),* } = self;
+            #code_name(#(#names),*).await
+        }),
+        place: ident.span(),
+    }
+    .implementation();
+    quote! {
+        #derive
+        #serde_crate
+        #(#ty)*
+        #[allow(non_camel_case_types, clippy::unsafe_derive_deserialize)]
+        #[must_use = "calling a flow runs nothing: give it to `Scheduler::schedule`, or to `child` inside a flow"]
+        #vis struct #ident { #(#fields),* }
+
+        #(#call)*
+        #[allow(dead_code, clippy::too_many_arguments)]
+        #vis #fn_token #ident(#(#names: #types),*) -> #ident {
+            #ident { #(#names),* }
+        }
+
+        #(#conditions)*
+        const _: () = {
+            #(#inner)*
+            #allow
+            #[allow(clippy::needless_pass_by_value)]
+            #code #body
+
+            #[automatically_derived]
+            impl ::ergon::FlowType for #ident {
+                const NAME: &'static str = #name;
+                const VERSION: u32 = #version;
+            }
+
+            #implementation
         };
+    }
+}
+
+/// The attributes of a flow function, for what it becomes.
+struct FunctionAttributes<'a> {
+    ty: Vec<&'a Attribute>,
+    call: Vec<&'a Attribute>,
+    inner: Vec<&'a Attribute>,
+}
+
+impl<'a> FunctionAttributes<'a> {
+    fn split(attrs: &'a [Attribute]) -> Self {
+        let (mut ty, mut call, mut inner) = (Vec::new(), Vec::new(), Vec::new());
+        for attribute in attrs {
+            let is = |names: &[&str]| names.iter().any(|name| attribute.path().is_ident(name));
+            if is(&["cfg", "cfg_attr", "allow", "warn", "deny", "forbid"]) {
+                ty.push(attribute);
+                call.push(attribute);
+                inner.push(attribute);
+            } else if is(&["doc", "deprecated"]) {
+                ty.push(attribute);
+                call.push(attribute);
+            } else if is(&["derive", "serde"]) {
+                ty.push(attribute);
+            } else if !is(&["must_use", "track_caller"]) {
+                // Such as `#[tracing::instrument]` or `#[expect]`: they are about the body.
+                inner.push(attribute);
+            }
+        }
+        Self { ty, call, inner }
     }
 }
 
@@ -213,7 +359,7 @@ fn assertions(step: &StepModel) -> TokenStream {
     });
     let this = step
         .receiver
-        .filter(|_| step.blocking)
+        .filter(|_| step.blocking || step.transaction == Some(Database::Sqlite))
         .map(|this| quote_spanned!(at(this.span)=> ::ergon::__private::assert_blocking_self::<Self>(#this);));
     quote!(#this #(#arguments)*)
 }
@@ -225,6 +371,9 @@ fn attempt(step: &StepModel, args: &Ident) -> TokenStream {
     let body = body_name(&step.method.sig.ident);
     let place = at(step.method.sig.ident.span());
     let pin = quote_spanned!(place=> ::std::boxed::Box::pin);
+    if let Some(database) = step.transaction {
+        return transaction(step, database, args, &pin);
+    }
     match (step.receiver, step.blocking) {
         (Some(this), false) => quote!({ #copies #pin(Self::#body(#this, #(#names),*)) }),
         (None, false) => quote!({ #copies #pin(#body(#(#names),*)) }),
@@ -243,6 +392,52 @@ fn attempt(step: &StepModel, args: &Ident) -> TokenStream {
     }
 }
 
+/// One attempt at a step that is a transaction, which gets copies of the arguments each time that it runs.
+fn transaction(step: &StepModel, database: Database, args: &Ident, pin: &TokenStream) -> TokenStream {
+    let names: Vec<&Ident> = step.arguments.iter().map(|argument| &argument.name).collect();
+    let body = body_name(&step.method.sig.ident);
+    let [tx, own, kept] = ["tx", "this", "kept"].map(|name| Ident::new(name, Span::mixed_site()));
+    let (_, err) = outcome(&step.result);
+    let copies =
+        |from: &Ident| (!names.is_empty()).then(|| quote!(let (#(#names,)*) = ::core::clone::Clone::clone(&#from);));
+    let caps = quote!(::ergon::__private::error_caps!(#err));
+    match database {
+        Database::Sqlite => {
+            let keep = quote!(let #kept = ::core::clone::Clone::clone(&#args););
+            let again = copies(&kept);
+            let (this, call) = match step.receiver {
+                Some(this) => (
+                    Some(quote!(let #own = ::core::clone::Clone::clone(#this);)),
+                    quote!(Self::#body(&#own, #tx, #(#names),*)),
+                ),
+                None => (None, quote!(#body(#tx, #(#names),*))),
+            };
+            quote!({
+                #this
+                #keep
+                #pin(::ergon::sqlite::transact_with(#caps, move |#tx: &::ergon::sqlite::Transaction<'_>| {
+                    #again
+                    #call
+                }))
+            })
+        }
+        Database::Postgres => {
+            let again = copies(args);
+            let call = step
+                .receiver
+                .map_or_else(|| quote!(#body(#tx, #(#names),*)), |this| quote!(Self::#body(#this, #tx, #(#names),*)));
+            let keep = quote!(let #args = ::core::clone::Clone::clone(&#args););
+            quote!({
+                #keep
+                #pin(::ergon::postgres::transact_with(#caps, move |#tx, _| {
+                    #again
+                    #pin(#call)
+                }))
+            })
+        }
+    }
+}
+
 /// The author's function under another name.
 fn step_body(step: &StepModel, attrs: &[&Attribute]) -> TokenStream {
     let allow = allow_required_shape();
@@ -250,7 +445,7 @@ fn step_body(step: &StepModel, attrs: &[&Attribute]) -> TokenStream {
     let mut sig = sig.clone();
     sig.ident = body_name(&sig.ident);
     // A blocking step owns its arguments whether its body consumes them or not.
-    let owned = step.blocking.then(|| quote!(#[allow(clippy::needless_pass_by_value)]));
+    let owned = (step.blocking || step.transaction.is_some()).then(|| quote!(#[allow(clippy::needless_pass_by_value)]));
     quote! {
         #(#attrs)*
         #allow
@@ -279,7 +474,9 @@ fn spec(step: &StepModel) -> TokenStream {
         let timeout = duration(timeout);
         quote!(.timeout(#timeout))
     });
-    quote!(::ergon::__private::StepSpec::new(#name) #retry #timeout)
+    // First, for it has a policy of its own.
+    let at_most_once = step.at_most_once.then(|| quote!(.at_most_once()));
+    quote!(::ergon::__private::StepSpec::new(#name) #at_most_once #retry #timeout)
 }
 
 fn retry_options(options: &RetryOptions) -> TokenStream {

@@ -98,7 +98,10 @@ pub fn flow_type(args: TokenStream, item: TokenStream) -> TokenStream {
     macros::flow_type(args.into(), item.into()).into()
 }
 
-/// Marks the method that runs a flow, in an impl block with [`#[flow_type]`](macro@flow_type).
+/// Marks the method that runs a flow, in an impl block with [`#[flow_type]`](macro@flow_type); or makes a function
+/// a flow.
+///
+/// # On a method
 ///
 /// The method is an `async fn` that takes `&self` alone and returns a `Result`; both sides of the
 /// result are recorded, so they implement `Serialize` and `Deserialize`. It stays an ordinary
@@ -109,10 +112,31 @@ pub fn flow_type(args: TokenStream, item: TokenStream) -> TokenStream {
 /// async fn run(&self) -> Result<Receipt, OrderError> { self.charge(self.cents).await }
 /// ```
 ///
+/// # On a function
+///
+/// ```ignore
+/// #[flow(version = 2)]
+/// async fn ship(order: Order, to: String) -> Result<Receipt, OrderError> { label(&order, &to).await }
+///
+/// let worker = Worker::new(log.clone()).register::<ship>().start().await?;
+/// let receipt = Scheduler::new(log).schedule(ship(order, "Oslo".into())).await?.result().await?;
+/// let receipt = child(ship(order, "Oslo".into())).await?; // inside another flow
+/// ```
+///
+/// The function's name becomes the name of a flow type too, whose fields are the arguments; nothing else in the same
+/// scope can be a type or a module of that name. Calling the function makes a value of that type and runs nothing.
+///
+/// The arguments are owned and implement `Serialize` and `Deserialize`. They are recorded by their names: to rename
+/// one that flows in the log have, write `#[serde(rename = "…")]` before it, and to add one that they lack,
+/// `#[serde(default)]`. A `#[derive(…)]` below `#[flow]` goes to the type, as do serde's attributes. A body that is to be
+/// tested by itself is a function that the flow calls.
+///
+/// # Options
+///
 /// | option | meaning | if left out |
 /// |---|---|---|
-/// | `name = "order"` | another name for the flow than for its type | the type's name |
-/// | `version = 2` | another version than the type's | the type's version |
+/// | `name = "order"` | what the flow is called in the log; 1 to 128 bytes | the name of the type, or of the function |
+/// | `version = 2` | which version of the code a flow was started with; from 1 on | the type's version, or 1 |
 /// | `timeout = "1h"` | how long the flow may take in all, waits included | no limit |
 /// | `allow(nondeterminism)` | accepts the calls listed below | they are refused |
 ///
@@ -137,13 +161,21 @@ pub fn flow_type(args: TokenStream, item: TokenStream) -> TokenStream {
 /// Calls are known by their paths, inside closures and macros too; a call in another function is
 /// not seen. Where a refused call does no harm, say so with `#[flow(allow(nondeterminism))]`.
 ///
+/// `println!`, `dbg!` and events of `tracing` do no harm, but they come again with each replay. What
+/// is to be said once belongs into a step. What only is to be said rarely goes behind
+/// `if !ergon::is_replaying()`: that is true again for what follows the last recorded outcome. The
+/// engine's own events about a flow are not repeated.
+///
+/// A flow that waits for something that is not durable all the same (a channel, `yield_now`, a task)
+/// is warned of once in the trace, with the call that followed on the wait.
+///
 /// `join!`, `try_join!`, `select!` and the like need no replacement. Every `select!` in the body
 /// polls its branches in the order in which they are written, as if it began with `biased;`, and
 /// `futures::select!` becomes `futures::select_biased!`. A `select!` without a path is taken for
 /// tokio's.
 #[proc_macro_attribute]
 pub fn flow(args: TokenStream, item: TokenStream) -> TokenStream {
-    macros::flow(&args.into(), &item.into()).into()
+    macros::flow(args.into(), item.into()).into()
 }
 
 /// Makes a method or a function a step: its outcome is recorded once and replayed from then on.
@@ -161,8 +193,10 @@ pub fn flow(args: TokenStream, item: TokenStream) -> TokenStream {
 /// |---|---|---|
 /// | `name = "charge-card"` | what the step is called in the log; 1 to 128 bytes, one of its kind in a flow type | the method's name |
 /// | `retry…` | which failed attempts are followed by another, see [below](#retries) | `RetryPolicy::STANDARD` |
-/// | `timeout = "10s"` | how long one attempt may take | no limit |
+/// | `timeout = "10s"` | how long one attempt may take, see [below](#time-limits) | no limit |
 /// | `blocking` | a plain `fn` that blocks its thread, see [below](#blocking-steps) | an `async fn` |
+/// | `transaction` | the body gets a transaction of the log's database, see [below](#transactions) | it gets none |
+/// | `at_most_once` | the body must not be repeated, see [below](#at-most-once) | it runs again after a crash |
 ///
 /// # Arguments and result
 ///
@@ -193,7 +227,21 @@ pub fn flow(args: TokenStream, item: TokenStream) -> TokenStream {
 /// | `multiplier = 2.0` | by how much each wait is longer than the one before | 1.0 to 100.0 |
 /// | `jitter = 0.2` | the share of a wait that is left to chance | 0.0 to 1.0 |
 ///
-/// What is not given is as in `RetryPolicy::new()`.
+/// What is not given is as in `RetryPolicy::new()`. An error that implements `Retryable` may say that trying again
+/// is in vain, or when it is not.
+///
+/// # Time limits
+///
+/// With `timeout = "10s"` an attempt fails that has no outcome ten seconds after it began; its body
+/// is dropped at its next `.await`. It is a failed attempt like any other: the policy decides
+/// whether another one follows, with a limit of its own. What a blocking step does goes on, unheard
+/// of.
+///
+/// The limit is an instant, by the log's clock. When the body waits for a durable timer or a signal,
+/// or calls other steps, that instant is recorded: the flow may leave memory meanwhile and its
+/// process may die, the body starts again, but its time does not. A body without such calls has
+/// nothing to go on with when its process dies; it runs again as the same attempt, with its full
+/// time.
 ///
 /// # Durations
 ///
@@ -209,6 +257,49 @@ pub fn flow(args: TokenStream, item: TokenStream) -> TokenStream {
 ///
 /// The body runs on a thread for blocking work. So its arguments are owned, and the type it is a
 /// method of implements `Clone`.
+///
+/// # Transactions
+///
+/// ```ignore
+/// #[step(transaction)]
+/// fn book(&self, tx: &sqlite::Transaction<'_>, cents: u64) -> Result<u64, BankError> { pay_in_sqlite(tx, cents) }
+///
+/// #[step(transaction)]
+/// async fn book(&self, tx: &postgres::Transaction<'_>, cents: u64) -> Result<u64, BankError> { pay(tx, cents).await }
+/// ```
+///
+/// The first argument behind `&self` is given by the engine: `self.book(cents)` is how the step is called. What the
+/// body does in the transaction and the outcome of the step are committed together, exactly once; an error or a panic
+/// undoes it. A plain `fn` is for the SQLite log; it runs on the thread that writes the log, so its arguments are
+/// owned, its type implements `Clone` if it is a method, and it has no `timeout`. An `async fn` is for the PostgreSQL
+/// log. A worker does not start with such a step on another log. See `ergon::sqlite::transact` and
+/// `ergon::postgres::transact`.
+///
+/// # At most once
+///
+/// ```ignore
+/// #[step(at_most_once)]
+/// async fn pay(&self, cents: u64) -> ergon::Result<Receipt> { old_bank().pay(cents).await }
+///
+/// let receipt = match self.pay(cents).await {
+///     Err(error) if error.kind() == ErrorKind::UnknownOutcome => self.look_for_the_payment().await?,
+///     outcome => outcome?,
+/// };
+/// ```
+///
+/// For what must not be repeated and knows no idempotency key. That the body begins is recorded, and durable, before it
+/// does. When its process dies after that, or loses its lease, before the outcome is durable, the body never runs again:
+/// the call fails with an error of the kind `UnknownOutcome`, with which the flow's code can deal if the step's error
+/// implements `From<ergon::Error>`; otherwise it fails the flow. That may happen though the body did not run, but for a
+/// moment too early. It costs no commit of its own where the flow has something to write beforehand, and one commit
+/// otherwise.
+///
+/// There is one attempt unless `retry` says otherwise, and the policy is for errors that the body returns: what the body
+/// has done that was cut off by its time limit, panicked, or returned what cannot be recorded, is as uncertain as that of
+/// a lost one. Such a call stays failed also when the failed flow is retried.
+///
+/// The step is called by flows; inside another step, whose body may start again, the call panics. A wait in its body
+/// keeps the flow in memory. A shutdown lets the body end within the worker's grace period; then its outcome is lost.
 ///
 /// # Other attributes
 ///

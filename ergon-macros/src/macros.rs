@@ -6,7 +6,7 @@ use syn::{Error, parse::Parser};
 
 use crate::{
     ast::{MarkerKind, Method, Target},
-    attr::{FlowTypeArgs, StepArgs},
+    attr::{FlowArgs, FlowTypeArgs, StepArgs},
     errors::Errors,
     expand,
     validate::{self, Place},
@@ -38,17 +38,38 @@ pub(crate) fn flow_type(args: TokenStream, item: TokenStream) -> TokenStream {
     with_errors(errors, expanded)
 }
 
-/// Runs only where no `#[flow_type]` has taken the attribute away.
-pub(crate) fn flow(args: &TokenStream, item: &TokenStream) -> TokenStream {
-    if is_mention(args) {
+/// Runs on functions, and on methods where no `#[flow_type]` has taken the attribute away.
+pub(crate) fn flow(args: TokenStream, item: TokenStream) -> TokenStream {
+    if is_mention(&args) {
         return TokenStream::new();
     }
-    let error = Error::new(
-        Span::call_site(),
-        "`#[flow]` marks a method of an impl that has `#[flow_type]` on it: put `#[flow_type]` on the impl",
-    );
-    let error = error.into_compile_error();
-    quote!(#error #item)
+    let mut errors = Errors::default();
+    let method = match syn::parse2::<Method>(item.clone()) {
+        Ok(method) => method,
+        Err(error) => {
+            errors.fatal(not_a_function(MarkerKind::Flow, &item).unwrap_or(error));
+            return with_errors(errors, item);
+        }
+    };
+    if method.sig.receiver().is_some() {
+        errors.fatal(Error::new(
+            Span::call_site(),
+            "`#[flow]` marks a method of an impl that has `#[flow_type]` on it: put `#[flow_type]` on the impl",
+        ));
+        return with_errors(errors, item);
+    }
+    let plain = method.to_token_stream();
+    let args = FlowArgs::parse(args, &mut errors);
+    let expanded =
+        validate::flow_function(method, args, &mut errors).map_or(plain, |model| expand::flow_function(&model));
+    with_errors(errors, expanded)
+}
+
+/// What to say of an attribute on something that is no function at all.
+fn not_a_function(kind: MarkerKind, item: &TokenStream) -> Option<Error> {
+    let word = Target::keyword.parse2(item.clone()).ok()?;
+    let is_function = FUNCTION_WORDS.contains(&word.to_string().as_str());
+    (!is_function).then(|| Error::new(word.span(), validate::misplaced(kind)))
 }
 
 /// Runs on steps outside of an impl with `#[flow_type]`.
@@ -60,12 +81,7 @@ pub(crate) fn step(args: TokenStream, item: TokenStream) -> TokenStream {
     let method = match syn::parse2::<Method>(item.clone()) {
         Ok(method) => method,
         Err(error) => {
-            errors.fatal(match Target::keyword.parse2(item.clone()) {
-                Ok(word) if !FUNCTION_WORDS.contains(&word.to_string().as_str()) => {
-                    Error::new(word.span(), validate::misplaced(MarkerKind::Step))
-                }
-                _ => error,
-            });
+            errors.fatal(not_a_function(MarkerKind::Step, &item).unwrap_or(error));
             return with_errors(errors, item);
         }
     };
@@ -198,16 +214,45 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_outside_of_an_impl_is_refused() {
-        let item: TokenStream = "async fn run() {}".parse().unwrap();
-        holds(&flow(&TokenStream::new(), &item).to_string(), "async fn run() {}");
+    fn a_function_becomes_a_flow() {
+        let tokens = expanded(
+            flow,
+            "name = \"ship-it\", version = 2, timeout = \"1s\"",
+            "/// Ships.
+             #[derive(Clone)] #[inline] #[cfg(a)]
+             pub async fn r#ship(mut order: Order, #[serde(default)] to: String) -> Res<u8> { select! { a => 1 } }",
+        );
+        holds(&tokens, "#[derive(Clone)] #[cfg(a)] #[allow(non_camel_case_types");
+        holds(&tokens, "pub struct r#ship { order: Order, #[serde(default)] to: String }");
+        holds(&tokens, "pub fn r#ship(order: Order, to: String) -> r#ship { r#ship { order, to } }");
+        holds(&tokens, "#[inline]");
+        holds(&tokens, "async fn __ergon_flow_ship(mut order: Order, to: String) -> Res<u8> { select! { biased; a");
+        holds(&tokens, "impl ::ergon::FlowType for r#ship { const NAME: &'static str = \"ship-it\";");
+        holds(&tokens, "type Output = <Res<u8> as ::ergon::__private::Outcome>::Ok;");
+        holds(&tokens, "__ergon_flow_ship(order, to)");
+        let tokens = expanded(flow, "", "async fn nightly() -> Res<()> { Ok(()) }");
+        holds(&tokens, "struct nightly {}");
+        holds(&tokens, "const NAME: &'static str = \"nightly\"; const VERSION: u32 = 1u32;");
+    }
+
+    #[test]
+    fn a_refused_flow_is_kept() {
+        let refused = |item: &str| {
+            let tokens = expanded(flow, "", item);
+            holds(&tokens, "compile_error");
+            tokens
+        };
+        holds(&refused("async fn run(&self) {}"), "async fn run(&self) {}");
+        holds(&refused("#[inline] fn run() -> Res<()> {}"), "#[inline] fn run() -> Res<()> {}");
+        holds(&refused("async fn run(a: &str) -> Res<()> {}"), "async fn run(a: &str) -> Res<()> {}");
+        holds(&refused("struct A;"), "struct A;");
     }
 
     #[test]
     fn a_mention_leaves_nothing() {
         let args: TokenStream = expand::MENTION.parse().unwrap();
         let item: TokenStream = "const _: () = ();".parse().unwrap();
-        assert!(flow(&args, &item).is_empty());
+        assert!(flow(args.clone(), item.clone()).is_empty());
         assert!(step(args, item).is_empty());
     }
 }

@@ -66,6 +66,25 @@ pub(crate) struct FlowModel {
     pub(crate) timeout: Option<Duration>,
 }
 
+/// A function that is a flow by itself.
+pub(crate) struct FlowFunctionModel {
+    pub(crate) flow: FlowModel,
+    pub(crate) arguments: Vec<FlowArgument>,
+    pub(crate) name: String,
+    pub(crate) version: u32,
+    pub(crate) derive_serialize: bool,
+    pub(crate) derive_deserialize: bool,
+    /// False when the author tells serde where serde is.
+    pub(crate) set_serde_crate: bool,
+}
+
+pub(crate) struct FlowArgument {
+    /// Serde's attributes and the like, for the field that holds the argument.
+    pub(crate) attrs: Vec<Attribute>,
+    pub(crate) name: Ident,
+    pub(crate) ty: Type,
+}
+
 pub(crate) struct StepModel {
     pub(crate) method: Method,
     /// The `self` of `&self`; `None` in a free function.
@@ -75,9 +94,20 @@ pub(crate) struct StepModel {
     /// True when the step's future holds a reference, to the receiver or to an argument.
     pub(crate) borrows: bool,
     pub(crate) blocking: bool,
+    pub(crate) transaction: Option<Database>,
+    pub(crate) at_most_once: bool,
     pub(crate) name: LitStr,
     pub(crate) retry: Option<RetryModel>,
     pub(crate) timeout: Option<Duration>,
+}
+
+/// Whose transaction a step gets, told by the kind of function it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Database {
+    /// A plain `fn`.
+    Sqlite,
+    /// An `async fn`.
+    Postgres,
 }
 
 pub(crate) struct Argument {
@@ -252,7 +282,10 @@ fn repeated(first: MarkerKind, second: MarkerKind) -> &'static str {
 
 pub(crate) fn misplaced(kind: MarkerKind) -> &'static str {
     match kind {
-        MarkerKind::Flow => "`#[flow]` goes on a method: `async fn run(&self) -> Result<T, E>`",
+        MarkerKind::Flow => {
+            "`#[flow]` goes on a method, `async fn run(&self) -> Result<T, E>`, or on a function, \
+             `async fn ship(order: Order) -> Result<T, E>`"
+        }
         MarkerKind::Step => {
             "`#[step]` goes on a method or a function: `async fn charge(&self, cents: u64) -> Result<T, E>`"
         }
@@ -299,16 +332,111 @@ fn flow_method(method: &Method, args: FlowArgs, errors: &mut Errors) -> Option<F
             "a flow takes `&self` alone: its input is the value it runs on, so make this a field of the flow type",
         );
     }
-    let result = checked_result(sig, "flow", errors);
+    flow_model(method.clone(), args, errors)
+}
+
+/// What a flow's method and a flow function have in common.
+fn flow_model(mut method: Method, args: FlowArgs, errors: &mut Errors) -> Option<FlowModel> {
+    let result = checked_result(&method.sig, "flow", errors);
     let name = args.name.and_then(|name| errors.ok(checked_name(&name)));
     let version = args.version.and_then(|version| errors.ok(checked_version(&version)));
     let timeout = args.timeout.and_then(|timeout| errors.ok(duration::parse(&timeout)));
     if !args.allow_nondeterminism {
         determinism::check(&method.body.stream(), errors);
     }
-    let mut method = method.clone();
     method.body = determinism::bias_selects(&method.body);
     Some(FlowModel { method, result: result?, name, version, timeout })
+}
+
+/// `None`, with a fatal error recorded, when the function is to be emitted as it was written.
+pub(crate) fn flow_function(mut method: Method, args: FlowArgs, errors: &mut Errors) -> Option<FlowFunctionModel> {
+    for other in method.markers() {
+        errors.fatal_on(&other.attribute, repeated(MarkerKind::Flow, other.kind));
+    }
+    check_signature(&method.sig, "flow", errors);
+    if method.sig.asyncness.is_none() {
+        errors.fatal_on(method.sig.fn_token, "a flow is an `async fn`");
+    }
+    let arguments = flow_arguments(&mut method.sig, errors);
+    let flow = flow_model(method, args, errors);
+    if errors.is_fatal() {
+        return None;
+    }
+    let flow = flow?;
+    let attrs = &flow.method.attrs;
+    Some(FlowFunctionModel {
+        name: flow.name.clone().unwrap_or_else(|| flow.method.sig.ident.unraw().to_string()),
+        version: flow.version.unwrap_or(1),
+        derive_serialize: !derives(attrs, "Serialize"),
+        derive_deserialize: !derives(attrs, "Deserialize"),
+        set_serde_crate: !sets_serde_crate(attrs),
+        arguments,
+        flow,
+    })
+}
+
+/// The arguments of a flow function; their attributes are taken from the signature.
+fn flow_arguments(sig: &mut Signature, errors: &mut Errors) -> Vec<FlowArgument> {
+    let mut arguments = Vec::new();
+    for input in &mut sig.inputs {
+        let FnArg::Typed(typed) = input else { continue };
+        FlowArgumentType { errors }.visit_type(&typed.ty);
+        let attrs = std::mem::take(&mut typed.attrs);
+        for attribute in &attrs {
+            if attribute.path().is_ident("cfg") || attribute.path().is_ident("cfg_attr") {
+                errors.fatal_on(attribute, "a flow's arguments cannot be conditional: put the `#[cfg]` on the flow");
+            }
+        }
+        match &*typed.pat {
+            Pat::Ident(pattern) if pattern.subpat.is_none() && pattern.by_ref.is_none() => {
+                arguments.push(FlowArgument { attrs, name: pattern.ident.clone(), ty: (*typed.ty).clone() });
+            }
+            pattern => errors.fatal_on(
+                pattern,
+                "a flow's arguments are recorded by their names: name this one, and take it apart in the body",
+            ),
+        }
+    }
+    arguments
+}
+
+/// Looks for what a flow's argument cannot be, anywhere in its type.
+struct FlowArgumentType<'a> {
+    errors: &'a mut Errors,
+}
+
+impl<'ast> Visit<'ast> for FlowArgumentType<'_> {
+    fn visit_type_reference(&mut self, reference: &'ast TypeReference) {
+        self.errors.fatal_on(
+            reference.and_token,
+            "a flow's arguments are read back from the log, so they are owned values: take `String` for `&str`, `T` for `&T`",
+        );
+    }
+
+    fn visit_generic_argument(&mut self, argument: &'ast GenericArgument) {
+        if let GenericArgument::Lifetime(lifetime) = argument
+            && !is_static(Some(lifetime))
+        {
+            self.errors.fatal_on(lifetime, "a flow's arguments are read back from the log, so they are owned values");
+        }
+        visit::visit_generic_argument(self, argument);
+    }
+
+    fn visit_type_impl_trait(&mut self, ty: &'ast syn::TypeImplTrait) {
+        self.errors.fatal_on(ty.impl_token, "a flow cannot be generic: name one type for this argument");
+    }
+
+    fn visit_path(&mut self, path: &'ast Path) {
+        if let Some(last) = path.segments.last()
+            && last.ident == "HashSet"
+        {
+            self.errors.fatal_on(
+                &last.ident,
+                "a flow's arguments are compared on replay, and a `HashSet` has another order each time: take a `BTreeSet`",
+            );
+        }
+        visit::visit_path(self, path);
+    }
 }
 
 /// Where a step stands.
@@ -329,7 +457,9 @@ pub(crate) fn step(method: Method, args: StepArgs, place: Place, errors: &mut Er
     }
     let sig = &method.sig;
     check_signature(sig, "step", errors);
+    let transaction = args.transaction.as_ref().map(|word| check_transaction(sig, &args, word, errors));
     match (&sig.asyncness, &args.blocking) {
+        _ if transaction.is_some() => {}
         (None, None) => errors.fatal_on(
             sig.fn_token,
             "a step is an `async fn`; for work that blocks its thread write `#[step(blocking)]`",
@@ -340,12 +470,16 @@ pub(crate) fn step(method: Method, args: StepArgs, place: Place, errors: &mut Er
         ),
         _ => {}
     }
+    if let (Some(word), Some(_)) = (&args.at_most_once, &args.transaction) {
+        errors.fatal_on(word, "a `transaction` happens exactly once already: remove `at_most_once`");
+    }
+    let at_most_once = args.at_most_once.is_some();
     let blocking = args.blocking.is_some();
     let receiver = match sig.receiver() {
         None if place == Place::Alone => None,
         _ => check_receiver(sig, "step", errors),
     };
-    let (arguments, borrowed) = check_arguments(sig, blocking, errors);
+    let (arguments, borrowed) = check_arguments(sig, blocking, transaction, errors);
     let result = checked_result(sig, "step", errors);
     let name = args
         .name
@@ -359,11 +493,40 @@ pub(crate) fn step(method: Method, args: StepArgs, place: Place, errors: &mut Er
         arguments,
         result: result?,
         blocking,
+        transaction,
+        at_most_once,
         name,
         retry,
         timeout,
         method,
     })
+}
+
+/// Whose transaction the step gets.
+fn check_transaction(sig: &Signature, args: &StepArgs, word: &Ident, errors: &mut Errors) -> Database {
+    if let Some(blocking) = &args.blocking {
+        errors.fatal_on(
+            blocking,
+            "a `transaction` of SQLite runs on a thread of its own already, and one of PostgreSQL is an `async fn`: remove `blocking`",
+        );
+    }
+    if let (Some(timeout), None) = (&args.timeout, &sig.asyncness) {
+        errors.fatal_on(
+            timeout,
+            "a `transaction` of SQLite cannot be cut off, it would happen after its time: remove `timeout`",
+        );
+    }
+    let first = sig.inputs.iter().find_map(|input| match input {
+        FnArg::Typed(typed) => Some(ungrouped(&typed.ty)),
+        FnArg::Receiver(_) => None,
+    });
+    if !matches!(first, Some(Type::Reference(reference)) if reference.mutability.is_none()) {
+        errors.fatal_on(
+            word,
+            "the first argument of a `transaction` is the transaction: `tx: &sqlite::Transaction<'_>` in a plain `fn`, `tx: &postgres::Transaction<'_>` in an `async fn`",
+        );
+    }
+    if sig.asyncness.is_some() { Database::Postgres } else { Database::Sqlite }
 }
 
 fn check_signature(sig: &Signature, what: &str, errors: &mut Errors) {
@@ -413,13 +576,24 @@ fn check_receiver(sig: &Signature, what: &str, errors: &mut Errors) -> Option<To
 }
 
 /// The arguments behind the receiver, and whether one of them is borrowed.
-fn check_arguments(sig: &Signature, blocking: bool, errors: &mut Errors) -> (Vec<Argument>, bool) {
+fn check_arguments(
+    sig: &Signature,
+    blocking: bool,
+    transaction: Option<Database>,
+    errors: &mut Errors,
+) -> (Vec<Argument>, bool) {
     let mut arguments = Vec::new();
     let mut borrowed = false;
     let typed = sig.inputs.iter().filter_map(|input| match input {
         FnArg::Typed(typed) => Some(typed),
         FnArg::Receiver(_) => None,
     });
+    // The engine gives the transaction.
+    let typed = typed.skip(usize::from(transaction.is_some()));
+    let owned = match transaction {
+        Some(Database::Sqlite) => Some("the work of a `transaction` of SQLite runs on another thread"),
+        _ => blocking.then_some("a blocking step runs on another thread"),
+    };
     for (index, typed) in typed.enumerate() {
         if index == ARGUMENTS_MAX {
             errors.fatal_on(typed, format!("a step takes at most {ARGUMENTS_MAX} arguments: group some in a struct"));
@@ -427,7 +601,7 @@ fn check_arguments(sig: &Signature, blocking: bool, errors: &mut Errors) -> (Vec
         for attribute in typed.attrs.iter().filter(|a| a.path().is_ident("cfg")) {
             errors.fatal_on(attribute, "a step's arguments cannot be conditional: put the `#[cfg]` on the step");
         }
-        ArgumentType { errors, blocking }.visit_type(&typed.ty);
+        ArgumentType { errors, owned }.visit_type(&typed.ty);
         let mut ty = (*typed.ty).clone();
         let mut elided = NameLifetimes { found: false };
         elided.visit_type_mut(&mut ty);
@@ -449,7 +623,8 @@ fn argument_name(typed: &PatType, index: usize) -> Ident {
 /// Looks for what an argument cannot be, anywhere in its type.
 struct ArgumentType<'a> {
     errors: &'a mut Errors,
-    blocking: bool,
+    /// Why it cannot borrow, if it cannot.
+    owned: Option<&'static str>,
 }
 
 impl<'ast> Visit<'ast> for ArgumentType<'_> {
@@ -459,11 +634,9 @@ impl<'ast> Visit<'ast> for ArgumentType<'_> {
                 word,
                 "a step's arguments are recorded and may be used again by another attempt: take `&T` or an owned value, and return what changes",
             );
-        } else if self.blocking && !is_static(reference.lifetime.as_ref()) {
-            self.errors.fatal_on(
-                reference.and_token,
-                "a blocking step runs on another thread, so its arguments are owned values: take `String` for `&str`, `T` for `&T`",
-            );
+        } else if let Some(why) = self.owned.filter(|_| !is_static(reference.lifetime.as_ref())) {
+            let message = format!("{why}, so its arguments are owned values: take `String` for `&str`, `T` for `&T`");
+            self.errors.fatal_on(reference.and_token, message);
             return;
         }
         visit::visit_type_reference(self, reference);
@@ -471,10 +644,10 @@ impl<'ast> Visit<'ast> for ArgumentType<'_> {
 
     fn visit_generic_argument(&mut self, argument: &'ast GenericArgument) {
         if let GenericArgument::Lifetime(lifetime) = argument
-            && self.blocking
+            && let Some(why) = self.owned
             && !is_static(Some(lifetime))
         {
-            self.errors.fatal_on(lifetime, "a blocking step runs on another thread, so its arguments are owned values");
+            self.errors.fatal_on(lifetime, format!("{why}, so its arguments are owned values"));
         }
         visit::visit_generic_argument(self, argument);
     }
@@ -773,6 +946,16 @@ mod tests {
         check("fn a(&self, b: &str) -> Result<(), E> {}", "owned values");
         check("fn a(&self, b: Cow<'_, str>) -> Result<(), E> {}", "owned values");
         assert!(step_mistakes("blocking", "fn a(&self, b: &'static str) -> Result<(), E> {}").is_empty());
+    }
+
+    #[test]
+    fn a_transaction_is_not_at_most_once() {
+        let step = "fn a(&self, tx: &Transaction<'_>) -> Result<(), E> {}";
+        one(&step_mistakes("transaction, at_most_once", step), "remove `at_most_once`");
+        for args in ["at_most_once", "at_most_once, timeout = \"1s\"", "at_most_once, retry(max_attempts = 3)"] {
+            assert_eq!(step_mistakes(args, "async fn a(&self) -> Result<(), E> {}"), Vec::<String>::new(), "{args}");
+        }
+        assert!(step_mistakes("at_most_once, blocking", "fn a(&self) -> Result<(), E> {}").is_empty());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{Channel, Lease, NewFlow, Record, Timestamp};
+use crate::{CallPath, Channel, Labels, Lease, NewFlow, NewItem, Record, Result, Timestamp};
 
 /// What a worker writes about a flow that it holds: all of it or nothing.
 #[derive(Debug, Clone)]
@@ -18,8 +18,16 @@ pub struct Commit {
     pub records: Vec<Record>,
     /// Messages that the records have taken in; they leave the mailbox. A number that is not there is passed over.
     pub consumed: Vec<u32>,
-    /// Child flows that the records start. Each must name the flow as its [`parent`](NewFlow::parent).
+    /// Child flows that the records start. Each must name the flow as its [`parent`](NewFlow::parent). A call that is
+    /// made again finds the child that it has started, if it wants the same type, version and input.
     pub children: Vec<NewFlow>,
+    /// All the labels that the flow has from now on; `None` leaves them as they are.
+    pub labels: Option<Labels>,
+    /// What the flow and its steps tell meanwhile, in the order in which they do. Items stay when the flow begins again.
+    pub items: Vec<NewItem>,
+    /// How many items the flow's own code has emitted in this run, if that has changed; see
+    /// [`FlowInfo::emitted`](crate::FlowInfo::emitted).
+    pub emitted: Option<u32>,
     /// Where the flow goes from here.
     pub next: Next,
 }
@@ -28,7 +36,17 @@ impl Commit {
     /// A commit that changes nothing and keeps the flow running.
     #[must_use]
     pub fn new(lease: Lease, number: u32) -> Self {
-        Self { lease, number, records: Vec::new(), consumed: Vec::new(), children: Vec::new(), next: Next::Run }
+        Self {
+            lease,
+            number,
+            records: Vec::new(),
+            consumed: Vec::new(),
+            children: Vec::new(),
+            labels: None,
+            items: Vec::new(),
+            emitted: None,
+            next: Next::Run,
+        }
     }
 }
 
@@ -52,6 +70,21 @@ pub enum Next {
         error: Bytes,
         /// The error as one line of text.
         reason: Arc<str>,
+        /// The calls that [`retry`](crate::ExecutionLog::retry) makes again: those whose failure the flow ended
+        /// with. Nothing that the flow has done since may hang on their outcomes. What their children have told by
+        /// then is withdrawn.
+        again: Vec<CallPath>,
+    },
+    /// Back to its beginning, with another value: its next run. The flow is scheduled, claimable at once, and the lease
+    /// ends.
+    ///
+    /// The history is emptied, with the records of this commit, and so is what [`transact`](crate::ExecutionLog::transact)
+    /// has kept. The flow keeps its id, type, version, queue, priority, parent and time limit, which goes on, and its
+    /// mailbox with the messages that this commit does not consume, their numbers and the senders' keys. Its children go
+    /// on as they are; the ends that they have told are taken out of the mailbox, and later runs hear of none.
+    Continue {
+        /// The encoded value of the next run.
+        input: Bytes,
     },
     /// To a standstill that a person or another build must look at.
     Stall {
@@ -74,10 +107,19 @@ pub struct Wake {
 /// What became of a [`Commit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Committed {
-    /// Applied; for [`Next::Run`] and for an end.
+    /// Applied; for [`Next::Run`], for an end, and for the beginning of the next run.
     Applied,
     /// Applied, and the flow is suspended; the lease has ended.
     Suspended,
     /// Applied but for the suspension: a message or the instant is there already, and the lease goes on.
     Awake,
+}
+
+/// What a log does with a [`Commit`] that it may answer only [at once](crate::ExecutionLog::commit_now).
+#[derive(Debug)]
+pub enum CommitNow {
+    /// It has answered.
+    Answered(Result<Committed>),
+    /// It would have to wait, and has done nothing. The commit comes back.
+    NotNow(Commit),
 }

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use crate::{CallPath, Error, ErrorKind, FlowId, Limits, Result, Timestamp, Wake};
+use crate::{CallPath, Error, ErrorKind, FlowId, Labels, Limits, Result, Timestamp, Wake};
 
 /// A flow to be put on a queue.
 ///
@@ -42,6 +42,8 @@ pub struct NewFlow {
     pub timeout: Option<Duration>,
     /// The flow and call that started it.
     pub parent: Option<Parent>,
+    /// What it is listed by.
+    pub labels: Labels,
 }
 
 impl NewFlow {
@@ -63,6 +65,7 @@ impl NewFlow {
             start: Start::Now,
             timeout: None,
             parent: None,
+            labels: Labels::new(),
         }
     }
 
@@ -101,12 +104,27 @@ impl NewFlow {
         self
     }
 
+    /// The same flow with a label more, or another value for one that it has.
+    #[must_use]
+    pub fn with_label(mut self, name: impl Into<Arc<str>>, value: impl Into<Arc<str>>) -> Self {
+        self.labels.set(name, value);
+        self
+    }
+
+    /// The same flow with these labels and no others.
+    #[must_use]
+    pub fn with_labels(mut self, labels: Labels) -> Self {
+        self.labels = labels;
+        self
+    }
+
     /// Checks the fields against their bounds and the log's limits, and returns the instants of the start and
     /// of the time limit. Every log calls this before it changes anything.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for an empty or over-long name, version 0, or a start or limit out of range;
+    /// [`ErrorKind::Invalid`] for an empty or over-long name, version 0, a start or limit out of range, or
+    /// labels out of [bounds](Labels::check);
     /// [`ErrorKind::TooLarge`] for an input over the limit.
     pub fn check(&self, now: Timestamp, limits: &Limits) -> Result<(Timestamp, Option<Timestamp>)> {
         let invalid = |message: String| Error::new(ErrorKind::Invalid, message).with_flow(&self.id);
@@ -120,6 +138,7 @@ impl NewFlow {
             return Err(invalid("versions count from 1".into()));
         }
         limits.check_payload("the flow's value", self.input.len()).map_err(|error| error.with_flow(&self.id))?;
+        self.labels.check().map_err(|error| error.with_flow(&self.id))?;
         let start_at = match self.start {
             Start::Now => now,
             Start::At(at) => at,
@@ -152,7 +171,7 @@ pub enum Start {
     At(Timestamp),
 }
 
-/// The flow and call that started a child.
+/// The flow and call that started a child. A flow of this id that was accepted after the child is not its parent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parent {
     /// The parent.
@@ -254,11 +273,15 @@ pub struct FlowInfo {
     pub wake: Wake,
     /// The flow and call that started it.
     pub parent: Option<Parent>,
+    /// What it is listed by.
+    pub labels: Labels,
     /// When the log accepted it.
     pub created_at: Timestamp,
     /// When it may first be, or might first have been, claimed.
     pub start_at: Timestamp,
-    /// When it was first claimed.
+    /// The number of its run, from 1: it rises each time that the flow [begins again](crate::Next::Continue).
+    pub run: u32,
+    /// When its present run was first claimed.
     pub started_at: Option<Timestamp>,
     /// When it reached its final state.
     pub finished_at: Option<Timestamp>,
@@ -271,9 +294,12 @@ pub struct FlowInfo {
     pub epoch: u64,
     /// How often it has been claimed since it last made progress.
     pub deliveries: u32,
-    /// How many records its history has.
+    /// How many records the history of its present run has.
     pub records: u32,
-    /// The worker that has it, or had it last.
+    /// How many items its own code has emitted in its present run, as the engine says: when the code is replayed, so many
+    /// are not emitted again.
+    pub emitted: u32,
+    /// The worker that has it, or had its present run last.
     pub worker: Option<Arc<str>>,
 }
 
@@ -282,7 +308,7 @@ pub struct FlowInfo {
 pub struct FlowRecord {
     /// Everything but the payloads.
     pub info: FlowInfo,
-    /// The encoded value of the flow type.
+    /// The encoded value of the flow type, that of its present run.
     pub input: Bytes,
     /// The encoded result of a completed flow, the encoded error of a failed one, else empty.
     pub result: Bytes,

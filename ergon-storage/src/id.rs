@@ -67,6 +67,12 @@ impl fmt::Debug for FlowId {
     }
 }
 
+impl From<&FlowId> for FlowId {
+    fn from(id: &FlowId) -> Self {
+        id.clone()
+    }
+}
+
 impl AsRef<str> for FlowId {
     fn as_ref(&self) -> &str {
         &self.0

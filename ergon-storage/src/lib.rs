@@ -22,22 +22,35 @@ pub mod conformance;
 mod error;
 mod flow;
 mod id;
+mod item;
+mod labels;
 mod log;
 #[cfg(feature = "memory")]
 mod memory;
 mod message;
+mod open;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod query;
 mod record;
+#[cfg(feature = "redis")]
+mod redis;
+mod shared;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod time;
 mod watch;
+mod work;
 
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisExecutionLog, RedisOptions};
 pub use clock::{Clock, ManualClock, SystemClock};
-pub use commit::{Commit, Committed, Next, Wake};
+pub use commit::{Commit, CommitNow, Committed, Next, Wake};
 pub use error::{Error, ErrorKind, Result};
 pub use flow::{FlowInfo, FlowRecord, FlowState, NewFlow, Parent, Start};
 pub use id::{FlowId, InvalidId};
+pub use item::{Feed, Item, Keep, NewItem};
+pub use labels::Labels;
 pub use log::{
     Cancelled, ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Enqueued, ExecutionLog, Lease, LeaseState, Limits,
     Retried,
@@ -45,9 +58,21 @@ pub use log::{
 #[cfg(feature = "memory")]
 pub use memory::InMemoryExecutionLog;
 pub use message::{Channel, ChildOutcome, Message, NewMessage, Sent};
+pub use open::open;
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresExecutionLog, PostgresOptions, SynchronousCommit, Transaction as PostgresTransaction};
 pub use query::{Count, Cursor, Filter, FlowPage, PrunePolicy};
 pub use record::{CallKind, CallPath, InvalidPath, Phase, Record};
 #[cfg(feature = "sqlite")]
-pub use sqlite::{Durability, SqliteExecutionLog, SqliteOptions};
+#[doc(no_inline)]
+pub use rusqlite;
+#[cfg(feature = "sqlite")]
+pub use sqlite::{Durability, SqliteExecutionLog, SqliteOptions, Transaction as SqliteTransaction};
 pub use time::Timestamp;
+#[cfg(feature = "postgres")]
+#[doc(no_inline)]
+pub use tokio_postgres;
 pub use watch::{Topic, Watch, WatchHub};
+pub use work::{Database, Work, WorkResult};
+#[cfg(feature = "postgres")]
+pub use work::{PostgresWork, Within};

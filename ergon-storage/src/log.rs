@@ -6,8 +6,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::{
-    Channel, Clock, Commit, Committed, Count, Cursor, Error, ErrorKind, Filter, FlowId, FlowInfo, FlowPage, FlowRecord,
-    FlowState, Message, NewFlow, NewMessage, PrunePolicy, Record, Result, Sent, Timestamp, Topic, Watch,
+    Channel, Clock, Commit, CommitNow, Committed, Count, Cursor, Database, Error, ErrorKind, Feed, Filter, FlowId,
+    FlowInfo, FlowPage, FlowRecord, FlowState, Item, Message, NewFlow, NewMessage, PrunePolicy, Record, Result, Sent,
+    Timestamp, Topic, Watch, Work, WorkResult,
 };
 
 /// The durable record of flows, their histories and their mailboxes.
@@ -22,6 +23,20 @@ use crate::{
 /// applied is then unknown, and every method may be repeated), [`ErrorKind::Corrupt`] when what is stored cannot
 /// be read, and [`ErrorKind::TooLarge`] for anything over the [`limits`](Self::limits). A refused call leaves no
 /// trace.
+///
+/// An `Arc` of a log is a log, the same one: `Arc<dyn ExecutionLog>` can be given wherever one is taken.
+///
+/// # Parents and children
+///
+/// A flow that names a [`parent`](NewFlow::parent) is a child of the flow of that id if that one was accepted before
+/// it. An id can be given to another flow when its flow was deleted, and a flow may be enqueued with a parent that is
+/// not there yet: such a later flow is not its parent. It neither hears of the child's end nor takes it along when it
+/// is cancelled, and the child can be deleted and pruned as if it had no parent. Only
+/// [`Filter::parent`] goes by the id alone.
+///
+/// A flow that [begins again](crate::Next::Continue) keeps its children: they are cancelled with it. But what an earlier
+/// run has started is to the present one as what an earlier flow of the id has started: it neither hears of the end nor
+/// waits for it.
 ///
 /// # Cancel safety
 ///
@@ -74,11 +89,20 @@ pub trait ExecutionLog: Send + Sync + 'static {
     /// Applies a commit, all or nothing, if its lease is the flow's current one. A lease that has ended but that
     /// nobody else has claimed is still current. Records or a suspension reset the deliveries.
     ///
-    /// With an end, the flow's mailbox is emptied, its parent (unless detached or ended) receives a message on
-    /// [`Channel::children`] and is woken if it waits for one, all in the same transition. A child whose id is
-    /// taken by a flow that this call did not start is answered with such a message too
-    /// ([`ChildOutcome::Refused`](crate::ChildOutcome::Refused)); one that this call did start already is left
-    /// alone.
+    /// With an end, the flow's mailbox is emptied unless the flow has failed, and its parent receives a message on
+    /// [`Channel::children`] and is woken if it waits for one, all in the same transition. A parent that is
+    /// detached, has completed or was cancelled receives nothing; one that has failed does, for it may be retried.
+    /// The message names the call and the child: a call that is made again may have started another one by then.
+    ///
+    /// A child whose id is taken by a flow that this call did not start is answered with such a message too
+    /// ([`ChildOutcome::Refused`](crate::ChildOutcome::Refused)). One that this call did start already, with the
+    /// same type, version and input, is left alone while it has not ended; if it has, and is attached, a failed one is
+    /// [retried](Self::retry) and any other tells its end again, in place of what it has told before and was not
+    /// taken in. One that this call did start with another type, version or input is replaced when it has ended, with
+    /// what it has told, and the call is refused when it has not. So it is with one that a call at the same place of
+    /// an earlier flow of the parent's id, or an earlier run of the parent, has started (it was accepted before the parent,
+    /// or before the run began), whatever its value. A child is compared by the value that it was accepted with, also if it
+    /// has begun again with another one since.
     ///
     /// # Errors
     ///
@@ -86,6 +110,37 @@ pub trait ExecutionLog: Send + Sync + 'static {
     /// cancelled, ended or deleted. [`ErrorKind::Invalid`] when the commit's number is not the next one and not
     /// the last one, or when the records do not follow on the history.
     async fn commit(&self, commit: Commit) -> Result<Committed>;
+
+    /// As [`commit`](Self::commit), by a log that answers without waiting for anything. Any other gives the commit
+    /// back, with nothing done, as this does unless it is overridden.
+    ///
+    /// An answer is final: it is never [`ErrorKind::Unavailable`], for whoever asked no longer has the commit.
+    fn commit_now(&self, commit: Commit) -> CommitNow {
+        CommitNow::NotNow(commit)
+    }
+
+    /// The database whose transactions [`transact`](Self::transact) lends; `None`, the default, when it lends none.
+    fn database(&self) -> Option<Database> {
+        None
+    }
+
+    /// Does the user's work in a transaction of the log's own database, once for a call of the flow: the outcome is
+    /// kept in the same transaction, under the name `call`, and is answered from then on without doing the work again,
+    /// until the flow is forgotten. Work that returns an error or panics leaves no trace, and is done anew the next
+    /// time.
+    ///
+    /// # Errors
+    ///
+    /// The inner error is that of the work. [`ErrorKind::LeaseLost`] when the lease is not the current one;
+    /// [`ErrorKind::Unsupported`] when the work is for another [`database`](Self::database).
+    ///
+    /// # Panics
+    ///
+    /// When the work does.
+    async fn transact(&self, lease: &Lease, call: &str, work: Work<'_>) -> Result<WorkResult> {
+        let _ = call;
+        Err(no_transactions(self.database(), work.database()).with_flow(&lease.flow))
+    }
 
     // ---- outside -----------------------------------------------------------------------------------------
 
@@ -99,16 +154,24 @@ pub trait ExecutionLog: Send + Sync + 'static {
 
     /// Cancels a flow and all its attached descendants, whatever they are doing, and tells the parent. From then
     /// on every write under an earlier lease is refused, even the repeat of a commit. The mailboxes are emptied.
-    /// A flow that has ended is left as it is, with what it has started, which is said.
+    /// A flow that has ended is left as it is, with what it has started, which is said. A flow that was accepted
+    /// before the one that it names as its parent is no descendant.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::NotFound`] for an unknown flow.
     async fn cancel(&self, flow: &FlowId, reason: &str) -> Result<Cancelled>;
 
-    /// Schedules a failed or stalled flow again, to go on where it stopped: of a failed flow the last record is
-    /// removed if it is a failed outcome, with the attempts that led to it, so that this call runs again.
-    /// The mailbox is as it was left; the records are renumbered without gaps; the deliveries are reset.
+    /// Schedules a failed or stalled flow again, to go on where it stopped. The deliveries are reset; the time limit
+    /// begins anew. What a failed flow has told its parent is withdrawn if it has not been taken in.
+    ///
+    /// Of a failed flow all records of the calls to be made [`again`](crate::Next::Fail::again) are removed, but not
+    /// those of calls below them, and the others are renumbered without gaps. The mailbox is as it was left, but for
+    /// the ends of children that the flow is to hear anew. What the children of calls to be made again have told is
+    /// withdrawn: the calls will find these children or start others. Other failures that were not taken in are
+    /// withdrawn too, and with the flow those attached children are scheduled again in the same way, and theirs,
+    /// whose failures these are: each is the last child that its call has started, and has failed still. A failure
+    /// whose child is gone stays, for nobody would tell of it again.
     ///
     /// # Errors
     ///
@@ -127,6 +190,12 @@ pub trait ExecutionLog: Send + Sync + 'static {
 
     /// The records of a flow after number `after` (0 for the first), in order, at most `limit`.
     ///
+    /// Pages of a flow that goes on meanwhile are stable: records are only added. A [`retry`](Self::retry) of a failed
+    /// flow alone removes some, and gives those behind them lower numbers, and the [next run](crate::Next::Continue) of a
+    /// flow begins with none, so that pages from before and after it may not fit together. Who must read it whole compares
+    /// the flow's state, [`run`](crate::FlowInfo::run), epoch and [`finished_at`](crate::FlowInfo::finished_at) before the
+    /// first page and after the last, and begins anew if they differ.
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::NotFound`] for an unknown flow.
@@ -140,17 +209,26 @@ pub trait ExecutionLog: Send + Sync + 'static {
     /// [`ErrorKind::NotFound`] for an unknown flow.
     async fn messages(&self, flow: &FlowId, channels: &[Channel], after: u32, limit: usize) -> Result<Vec<Message>>;
 
+    /// The items of one of a flow's feeds after number `after` (0 for the first), in the order of their numbers, at most
+    /// `limit`. A feed to which nothing was emitted has none.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] for an unknown flow.
+    async fn items(&self, flow: &FlowId, feed: &Feed, after: u32, limit: usize) -> Result<Vec<Item>>;
+
     /// A page of the flows that pass the filter, in the order in which they were accepted, after the cursor.
     /// Flows that change while one pages are neither skipped nor repeated for it. A limit of 0 counts as 1.
     async fn list(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Result<FlowPage>;
 
-    /// How many flows there are, by queue, type, version and state, in that order.
-    async fn counts(&self) -> Result<Vec<Count>>;
+    /// How many flows pass the filter, by queue, type, version and state, in that order. Flows that change while a log
+    /// counts in parts are counted once, as they were at one instant or another.
+    async fn counts(&self, filter: &Filter) -> Result<Vec<Count>>;
 
     // ---- upkeep ------------------------------------------------------------------------------------------
 
     /// Forgets finished flows with everything that belongs to them, the longest finished first, and returns how
-    /// many.
+    /// many. A flow stays while the parent that waits for it has not ended.
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64>;
 
     /// Forgets one flow with everything that belongs to it. False when there was no such flow.
@@ -159,6 +237,13 @@ pub trait ExecutionLog: Send + Sync + 'static {
     ///
     /// [`ErrorKind::Conflict`] when the flow, or the parent that waits for it, has not ended.
     async fn delete(&self, flow: &FlowId) -> Result<bool>;
+}
+
+/// The error for work on a database that is not the log's.
+pub(crate) fn no_transactions(has: Option<Database>, wanted: Option<Database>) -> Error {
+    let wanted = wanted.map_or_else(|| "no database".to_owned(), |wanted| wanted.to_string());
+    let has = has.map_or_else(|| "this log lends none".to_owned(), |has| format!("this log's are of {has}"));
+    Error::new(ErrorKind::Unsupported, format!("the work needs a transaction of {wanted}, {has}"))
 }
 
 /// The bounds of what a log accepts.
@@ -175,7 +260,7 @@ impl Limits {
     /// # Errors
     ///
     /// [`ErrorKind::TooLarge`].
-    pub fn check_payload(&self, what: &str, bytes: usize) -> Result<()> {
+    pub fn check_payload(&self, what: impl std::fmt::Display, bytes: usize) -> Result<()> {
         if bytes <= self.payload_bytes_max {
             return Ok(());
         }
@@ -186,7 +271,7 @@ impl Limits {
         ))
     }
 
-    /// Checks what a log checks of every commit before it looks at the flow: sizes, paths and parents.
+    /// Checks what a log checks of every commit before it looks at the flow: sizes, labels and parents.
     ///
     /// # Errors
     ///
@@ -194,8 +279,8 @@ impl Limits {
     pub fn check_commit(&self, commit: &Commit) -> Result<()> {
         let flow = &commit.lease.flow;
         for record in &commit.records {
-            let what = || format!("the payload of {} {:?}", record.kind, record.name);
-            self.check_payload(&what(), record.payload.len()).map_err(|error| error.with_flow(flow))?;
+            let what = format_args!("the payload of {} {:?}", record.kind, record.name);
+            self.check_payload(what, record.payload.len()).map_err(|error| error.with_flow(flow))?;
             if record.name.len() > Record::NAME_BYTES_MAX {
                 let message = format!("a {} name exceeds {} bytes", record.kind, Record::NAME_BYTES_MAX);
                 return Err(Error::new(ErrorKind::Invalid, message).with_flow(flow));
@@ -211,9 +296,22 @@ impl Limits {
                 return Err(Error::new(ErrorKind::Invalid, message).with_flow(flow));
             }
         }
+        if let Some(labels) = &commit.labels {
+            labels.check().map_err(|error| error.with_flow(flow))?;
+        }
+        for item in &commit.items {
+            let feed = item.feed.as_str();
+            if feed.is_empty() || feed.len() > Feed::BYTES_MAX {
+                let message = format!("a feed's name has 1 to {} bytes, this one has {}", Feed::BYTES_MAX, feed.len());
+                return Err(Error::new(ErrorKind::Invalid, message).with_flow(flow));
+            }
+            let what = format_args!("an item of feed {feed:?}");
+            self.check_payload(what, item.payload.len()).map_err(|error| error.with_flow(flow))?;
+        }
         match &commit.next {
             crate::Next::Complete { result } => self.check_payload("the flow's result", result.len()),
             crate::Next::Fail { error, .. } => self.check_payload("the flow's error", error.len()),
+            crate::Next::Continue { input } => self.check_payload("the flow's next value", input.len()),
             _ => Ok(()),
         }
         .map_err(|error| error.with_flow(flow))
@@ -250,7 +348,7 @@ pub enum Enqueued {
     Created,
     /// The id was taken; nothing was changed.
     Existing {
-        /// True when that flow has the same type, of whatever version, and the same input bytes.
+        /// True when that flow has the same type, of whatever version, and was accepted with the same input bytes.
         same: bool,
     },
 }

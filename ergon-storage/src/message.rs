@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::{FlowId, Timestamp};
+use crate::{CallPath, FlowId, Timestamp};
 
 /// A named first-in first-out lane of a flow's mailbox.
 ///
@@ -105,6 +105,8 @@ pub struct Message {
     pub child: Option<ChildOutcome>,
     /// For the end of a child, the path of the call that started it, as text.
     pub reference: Option<Arc<str>>,
+    /// For the end of a child, its id: a call that is made again may have started another one by then.
+    pub ended: Option<FlowId>,
     /// The encoded content: a signal's value, or a child's result, error or reason.
     pub payload: Bytes,
 }
@@ -113,14 +115,23 @@ impl Message {
     /// A message as a log keeps it. For implementations of [`ExecutionLog`](crate::ExecutionLog).
     #[must_use]
     pub fn new(seq: u32, channel: Channel, at: Timestamp, payload: Bytes) -> Self {
-        Self { seq, channel, at, child: None, reference: None, payload }
+        Self { seq, channel, at, child: None, reference: None, ended: None, payload }
     }
 
-    /// The same message as the end of the child that the call at `reference` started.
+    /// What a log keeps, in one text, of whose end a message tells: the path of the call that started the child, a
+    /// space, and the child's id.
     #[must_use]
-    pub fn with_child(mut self, outcome: ChildOutcome, reference: impl Into<Arc<str>>) -> Self {
+    pub fn origin(call: &CallPath, child: &FlowId) -> String {
+        format!("{call} {child}")
+    }
+
+    /// The same message as the end of a child, with its [`origin`](Self::origin).
+    #[must_use]
+    pub fn with_child(mut self, outcome: ChildOutcome, origin: &str) -> Self {
+        let (call, child) = origin.split_once(' ').unwrap_or((origin, ""));
         self.child = Some(outcome);
-        self.reference = Some(reference.into());
+        self.reference = Some(call.into());
+        self.ended = FlowId::new(child).ok();
         self
     }
 }

@@ -4,7 +4,20 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{FlowId, FlowInfo, FlowState, Timestamp};
 
-/// Which flows to list. Conditions are joined by *and*; an empty one holds for all.
+/// Which flows to list or count. Conditions are joined by *and*; an empty one holds for all.
+///
+/// # Examples
+///
+/// ```
+/// use ergon_storage::{Filter, FlowState};
+///
+/// let stuck = Filter::all()
+///     .with_state(FlowState::Failed)
+///     .with_state(FlowState::Stalled)
+///     .with_label("customer", "7")
+///     .with_reason("card declined");
+/// assert_eq!(stuck.states.len(), 2);
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Filter {
@@ -14,8 +27,20 @@ pub struct Filter {
     pub flow_type: Option<Arc<str>>,
     /// In this queue.
     pub queue: Option<Arc<str>>,
-    /// Started by this flow.
+    /// Naming this flow as their parent, also those that an earlier flow of its id has started.
     pub parent: Option<FlowId>,
+    /// Having all of these labels, each with this value.
+    pub labels: Vec<(Arc<str>, Arc<str>)>,
+    /// With this text in the reason for which they failed, were cancelled or are stalled; compared byte for byte.
+    pub reason: Option<Arc<str>>,
+    /// Accepted at this instant or later.
+    pub created_from: Option<Timestamp>,
+    /// Accepted before this instant.
+    pub created_before: Option<Timestamp>,
+    /// Ended at this instant or later.
+    pub finished_from: Option<Timestamp>,
+    /// Ended before this instant.
+    pub finished_before: Option<Timestamp>,
 }
 
 impl Filter {
@@ -46,11 +71,61 @@ impl Filter {
         self
     }
 
-    /// Only children of this flow.
+    /// Only flows that name this one as their parent, also those that an earlier flow of its id has started.
     #[must_use]
     pub fn with_parent(mut self, parent: FlowId) -> Self {
         self.parent = Some(parent);
         self
+    }
+
+    /// Only flows that have this label with this value, and those that other calls name.
+    #[must_use]
+    pub fn with_label(mut self, name: impl Into<Arc<str>>, value: impl Into<Arc<str>>) -> Self {
+        self.labels.push((name.into(), value.into()));
+        self
+    }
+
+    /// Only flows with this text in the reason for which they failed, were cancelled or are stalled.
+    #[must_use]
+    pub fn with_reason(mut self, text: impl Into<Arc<str>>) -> Self {
+        self.reason = Some(text.into());
+        self
+    }
+
+    /// Only flows that were accepted at this instant or later.
+    #[must_use]
+    pub fn created_from(mut self, at: Timestamp) -> Self {
+        self.created_from = Some(at);
+        self
+    }
+
+    /// Only flows that were accepted before this instant.
+    #[must_use]
+    pub fn created_before(mut self, at: Timestamp) -> Self {
+        self.created_before = Some(at);
+        self
+    }
+
+    /// Only flows that ended at this instant or later.
+    #[must_use]
+    pub fn finished_from(mut self, at: Timestamp) -> Self {
+        self.finished_from = Some(at);
+        self
+    }
+
+    /// Only flows that ended before this instant.
+    #[must_use]
+    pub fn finished_before(mut self, at: Timestamp) -> Self {
+        self.finished_before = Some(at);
+        self
+    }
+
+    /// False when it asks for labels that no flow can have.
+    #[cfg(feature = "redis")]
+    pub(crate) fn is_possible(&self) -> bool {
+        self.labels
+            .iter()
+            .all(|(name, value)| crate::Labels::from([(Arc::clone(name), Arc::clone(value))]).check().is_ok())
     }
 
     /// True when the flow passes.
@@ -59,6 +134,12 @@ impl Filter {
             && self.flow_type.as_ref().is_none_or(|flow_type| *flow_type == info.flow_type)
             && self.queue.as_ref().is_none_or(|queue| *queue == info.queue)
             && self.parent.as_ref().is_none_or(|parent| info.parent.as_ref().is_some_and(|p| p.id == *parent))
+            && self.labels.iter().all(|(name, value)| info.labels.get(name) == Some(value))
+            && self.reason.as_ref().is_none_or(|text| info.reason.as_ref().is_some_and(|has| has.contains(&**text)))
+            && self.created_from.is_none_or(|from| info.created_at >= from)
+            && self.created_before.is_none_or(|before| info.created_at < before)
+            && self.finished_from.is_none_or(|from| info.finished_at.is_some_and(|at| at >= from))
+            && self.finished_before.is_none_or(|before| info.finished_at.is_some_and(|at| at < before))
     }
 }
 

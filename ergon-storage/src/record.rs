@@ -10,7 +10,9 @@ use crate::Timestamp;
 ///
 /// A call leaves one or more records. A step that succeeds at once leaves one, [`Phase::Completed`]; one that is
 /// tried again leaves a [`Phase::Attempt`] per failed attempt first; a wait leaves a [`Phase::Pending`] record
-/// that fixes what it waits for, and later its end.
+/// that fixes what it waits for, and later its end. A step that waits inside its body and has a time limit leaves a
+/// [`Phase::Pending`] record too, which fixes when the time of that attempt is up; and so does each attempt of a step that
+/// runs at most once, before it begins.
 ///
 /// The fields mean the same for every [`CallKind`], so that a log stores them without knowing the kinds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,13 +32,16 @@ pub struct Record {
     pub name: Arc<str>,
     /// A hash of the call's arguments, equal over processes and platforms.
     pub args_hash: u64,
-    /// For a step the number of the attempt that this record ends, from 1; else 0.
+    /// For a step the number of the attempt that this record is about, from 1; else 0.
     pub attempt: u32,
     /// When the call, or this attempt of it, began.
     pub started_at: Timestamp,
-    /// For a wait its instant or time limit; for a failed attempt when the next one may begin.
+    /// For a wait its instant or time limit, for an attempt under way when its time is up; for a failed attempt when
+    /// the next one may begin.
     pub due_at: Option<Timestamp>,
-    /// For a child its flow id.
+    /// For a child its flow id; for a signal that came the number of its message; for a step called by another one its
+    /// number among equal calls, unless it is the first; `uncertain` for a failure of a step that runs at most once when
+    /// what its body has done is unknown.
     pub reference: Option<Arc<str>>,
     /// The encoded outcome or error; empty where there is none.
     pub payload: Bytes,
@@ -46,7 +51,7 @@ impl Record {
     /// The longest name, in bytes.
     pub const NAME_BYTES_MAX: usize = 255;
     /// The greatest number of records a flow can have.
-    pub const SEQ_MAX: u32 = (1 << 24) - 2;
+    pub const SEQ_MAX: u32 = (1 << 24) - 3;
 }
 
 /// What kind of call a [`Record`] is about.
@@ -61,6 +66,8 @@ pub enum CallKind {
     Signal,
     /// A child flow.
     Child,
+    /// A change of the code that the flow has taken up. No call: its path is 0.
+    Patch,
 }
 
 impl CallKind {
@@ -71,6 +78,7 @@ impl CallKind {
             Self::Timer => 2,
             Self::Signal => 3,
             Self::Child => 4,
+            Self::Patch => 5,
         }
     }
 
@@ -81,6 +89,7 @@ impl CallKind {
             2 => Some(Self::Timer),
             3 => Some(Self::Signal),
             4 => Some(Self::Child),
+            5 => Some(Self::Patch),
             _ => None,
         }
     }
@@ -93,6 +102,7 @@ impl fmt::Display for CallKind {
             Self::Timer => "timer",
             Self::Signal => "signal",
             Self::Child => "child",
+            Self::Patch => "patch",
         })
     }
 }
@@ -100,7 +110,8 @@ impl fmt::Display for CallKind {
 /// What happened to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
-    /// The call waits for what the record names.
+    /// The call waits for what the record names, or goes on until then at most; or an attempt begins that must not be
+    /// repeated.
     Pending,
     /// An attempt failed, and another one will follow.
     Attempt,

@@ -114,9 +114,25 @@ impl WatchHub {
     /// Hints that this flow may have changed.
     pub fn notify_flow(&self, flow: &FlowId) {
         let flows = self.registry.flows.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = flows.get(flow) {
+        // Mostly nobody watches any: then there is nothing to be hashed.
+        if !flows.is_empty()
+            && let Some(sender) = flows.get(flow)
+        {
             sender.send_replace(());
         }
+    }
+
+    /// Hints that the flows that pass may have changed. For those who cannot name them, only recognise them.
+    pub fn notify_flows(&self, passes: impl Fn(&FlowId) -> bool) {
+        let flows = self.registry.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, sender) in flows.iter().filter(|(flow, _)| passes(flow)) {
+            sender.send_replace(());
+        }
+    }
+
+    /// True when somebody watches this flow.
+    pub fn is_watched(&self, flow: &FlowId) -> bool {
+        self.registry.flows.lock().unwrap_or_else(PoisonError::into_inner).contains_key(flow)
     }
 
     /// Hints that anything may have changed, for instance because another process wrote.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ergon_storage::{CallKind, CallPath, ChildOutcome, FlowId, Message, NewFlow, Parent, Phase, Start};
+use ergon_storage::{CallKind, CallPath, ChildOutcome, FlowId, Labels, Message, NewFlow, Parent, Phase, Start};
 
 use crate::{
     codec,
@@ -20,6 +20,7 @@ use crate::{
     error::{Error, ErrorKind},
     fingerprint::{Sequences, fingerprint},
     flow::{Failure, Flow},
+    flow_ref::FlowRef,
     journal::{CallId, CallKey, CallPoll, Place, Spec},
 };
 
@@ -29,11 +30,14 @@ use crate::{
 /// The child is started exactly once. It goes through its queue and is run by any worker that has its type; while
 /// the parent waits it holds no slot. Cancelling the parent cancels its children.
 ///
+/// Its value is compared on replay, as the arguments of a step are. A `HashMap` in it is compared as a map; a `HashSet` has
+/// another order each time, and the flow would stall: take a `BTreeSet`.
+///
 /// # Panics
 ///
 /// Starting it panics outside a flow.
 pub fn child<F: Flow>(flow: F) -> Child<F> {
-    Child { flow, id: None, queue: None, priority: 0, start: Start::Now }
+    Child { flow, id: None, queue: None, priority: 0, start: Start::Now, labels: Labels::new() }
 }
 
 /// A flow to be started by [`child`].
@@ -45,10 +49,15 @@ pub struct Child<F> {
     queue: Option<Arc<str>>,
     priority: i16,
     start: Start,
+    labels: Labels,
 }
 
 impl<F: Flow> Child<F> {
-    /// Its id; otherwise the parent's id, a slash and the number of the call.
+    /// Its id; otherwise the parent's id, a slash and the number of the call, `order-7/1`; in later runs of a flow that
+    /// [begins again](crate::continue_as_new) with the number of the run before it, `order-7/2.1`.
+    ///
+    /// Give children ids of their own where a combinator polls branches that start them in random order, as an unbiased
+    /// `select!` does: a branch that is made again after a failure could be given the number of another.
     pub fn id(mut self, id: impl Into<String>) -> Self {
         self.id = Some(id.into());
         self
@@ -63,6 +72,12 @@ impl<F: Flow> Child<F> {
     /// Its priority; otherwise 0.
     pub fn priority(mut self, priority: i16) -> Self {
         self.priority = priority;
+        self
+    }
+
+    /// Gives it a label, to be listed by. It has none of its parent's.
+    pub fn label(mut self, name: impl Into<Arc<str>>, value: impl Into<Arc<str>>) -> Self {
+        self.labels.set(name, value);
         self
     }
 
@@ -83,7 +98,10 @@ impl<F: Flow> Child<F> {
     }
 
     /// Starts the child on its own: this flow never hears of its end, and cancelling this flow leaves it alone.
-    /// The future resolves to its id.
+    ///
+    /// The future resolves to the child's id once the log has accepted the child, and to an error of the kind
+    /// [`Conflict`](ErrorKind::Conflict) when its id belongs to a flow that this call did not start, or to a live one
+    /// that it has started with another value. The answer is recorded. A future that is dropped has started the child all the same, and nobody hears of a refusal.
     ///
     /// # Panics
     ///
@@ -104,7 +122,7 @@ impl<F: Flow> Child<F> {
         let name = <F as Flow>::NAME;
         let id = match &self.id {
             Some(id) => FlowId::new(id),
-            None => FlowId::new(format!("{}/{}", flow.id, flow.journal().next_position()))
+            None => FlowId::new(flow.child_name())
                 // Too deep a family for readable names.
                 .or_else(|_| FlowId::new(crate::context::child_key(flow).to_string())),
         };
@@ -112,11 +130,15 @@ impl<F: Flow> Child<F> {
             flow.halt(Halt::Fault(invalid(format!("the child flow {name:?} cannot be started: {error}"))));
             flow.id.clone()
         });
-        let input = codec::encode(&format!("the value of child flow {name:?}"), &self.flow, flow.env.payload_bytes_max)
-            .unwrap_or_else(|error| {
-                flow.halt(Halt::Fault(error));
-                Bytes::new()
-            });
+        let input = codec::encode_sorted(
+            format_args!("the value of child flow {name:?}"),
+            &self.flow,
+            flow.env.payload_bytes_max,
+        )
+        .unwrap_or_else(|error| {
+            flow.halt(Halt::Fault(error));
+            Bytes::new()
+        });
         let args_hash = fingerprint(&self.flow, Sequences::Ordered).unwrap_or_default();
         let parent = Parent { id: flow.id.clone(), path: CallPath::top(0), detached };
         let new = NewFlow::new(id, name, <F as Flow>::VERSION, input)
@@ -124,6 +146,7 @@ impl<F: Flow> Child<F> {
             .with_priority(self.priority)
             .with_start(self.start)
             .with_timeout(<F as Flow>::TIMEOUT)
+            .with_labels(self.labels)
             .with_parent(parent);
         let limits = flow.env.limits();
         if let Err(error) = new.check(flow.env.clock.now(), &limits) {
@@ -164,6 +187,11 @@ impl<F> ChildHandle<F> {
     /// The child's id.
     pub fn id(&self) -> FlowId {
         self.call.id()
+    }
+
+    /// The child as other flows can be told of it.
+    pub fn flow(&self) -> FlowRef<F> {
+        FlowRef::new(self.id())
     }
 }
 
@@ -209,7 +237,7 @@ impl<F: Flow> Future for ChildHandle<F> {
     }
 }
 
-/// The future of [`Child::start_detached`]: resolves to the child's id.
+/// The future of [`Child::start_detached`]: resolves to the child's id, or why it was not started.
 #[derive(Debug)]
 #[must_use = "a child is started when this is awaited"]
 pub struct Detached {
@@ -217,14 +245,19 @@ pub struct Detached {
 }
 
 impl Future for Detached {
-    type Output = FlowId;
+    type Output = Result<FlowId, Error>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<FlowId> {
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         let call = &mut self.get_mut().call;
         let id = call.id();
-        match call.poll(cx) {
-            Some(_) => Poll::Ready(id),
-            None => Poll::Pending,
+        let Some((phase, payload)) = call.poll(cx) else { return Poll::Pending };
+        if phase == Phase::Completed {
+            return Poll::Ready(Ok(id));
+        }
+        let refusal = codec::decode::<Failure<()>>(&format!("the start of child flow {id:?}"), &payload);
+        match refusal {
+            Ok(Failure::Fault(error)) | Err(error) => Poll::Ready(Err(error)),
+            Ok(Failure::Error(())) => Poll::Ready(Err(invalid(format!("the child flow {id:?} was not started")))),
         }
     }
 }
@@ -271,6 +304,6 @@ pub(crate) fn outcome_payload(message: &Message) -> Bytes {
     match message.child {
         Some(ChildOutcome::Completed | ChildOutcome::Failed) => message.payload.clone(),
         Some(ChildOutcome::Cancelled) => fault(ErrorKind::Cancelled, "the child flow was cancelled"),
-        _ => fault(ErrorKind::Invalid, "the child flow was not started"),
+        _ => fault(ErrorKind::Conflict, "the child flow was not started"),
     }
 }

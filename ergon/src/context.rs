@@ -2,27 +2,33 @@
 
 use std::{
     any::{Any, TypeId},
-    cell::RefCell,
-    collections::HashMap,
+    cell::Cell,
+    collections::BTreeMap,
     fmt,
     panic::Location,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicIsize, AtomicU64, Ordering},
     },
 };
 
-use ergon_storage::{CallPath, Clock, FlowId, Limits, Timestamp};
+use bytes::Bytes;
+use ergon_storage::{CallPath, Clock, ExecutionLog, FlowId, FlowInfo, Labels, Lease, Limits, Timestamp};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::{
+    cancel::Watching,
     error::{Error, ErrorKind},
     journal::{CallId, CallKey, Journal, Place, Spec},
+    labels::FlowLabels,
+    meter::{FlowMeter, Meters},
+    middleware::Layers,
 };
 
 /// The values given with `with_state`, by type.
 #[derive(Clone, Default)]
-pub(crate) struct States(HashMap<TypeId, (Arc<dyn Any + Send + Sync>, &'static str)>);
+pub(crate) struct States(BTreeMap<TypeId, (Arc<dyn Any + Send + Sync>, &'static str)>);
 
 impl States {
     pub(crate) fn insert<T: Send + Sync + 'static>(&mut self, state: T) {
@@ -47,9 +53,56 @@ pub(crate) struct Env {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) states: States,
     pub(crate) payload_bytes_max: usize,
+    /// Under test: who watches the bodies of steps.
+    pub(crate) observer: Option<Arc<dyn Observer>>,
+    /// The log that the flows are in; `None` where histories are only replayed.
+    pub(crate) log: Option<Log>,
+    pub(crate) meters: Meters,
+    pub(crate) layers: Layers,
+}
+
+/// The log, for what a flow's code sends to other flows and for its transactions.
+#[derive(Clone)]
+pub(crate) struct Log(pub(crate) Arc<dyn ExecutionLog>);
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Log")
+    }
+}
+
+/// Watches the bodies of steps, and puts doubles in their places.
+pub(crate) trait Observer: fmt::Debug + Send + Sync {
+    /// An attempt of a step is about to begin. Returns the encoded outcome that stands for its body, if one does.
+    fn begins(&self, run: BodyRun<'_>) -> Option<Result<Bytes, Bytes>>;
+}
+
+/// A body that is about to run.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(not(feature = "testing"), allow(dead_code))]
+pub(crate) struct BodyRun<'a> {
+    pub(crate) flow: &'a FlowId,
+    pub(crate) run: u32,
+    pub(crate) path: &'a CallPath,
+    pub(crate) step: &'static str,
+    pub(crate) attempt: u32,
 }
 
 impl Env {
+    pub(crate) fn new(log: Arc<dyn ExecutionLog>, states: States) -> Self {
+        let (clock, payload_bytes_max) = (log.clock(), log.limits().payload_bytes_max);
+        let meters = Meters::default();
+        Self {
+            clock,
+            states,
+            payload_bytes_max,
+            observer: None,
+            log: Some(Log(log)),
+            meters,
+            layers: Layers::default(),
+        }
+    }
+
     /// The limits that a child's value must keep.
     pub(crate) fn limits(&self) -> Limits {
         let mut limits = Limits::default();
@@ -65,6 +118,34 @@ pub(crate) enum Halt {
     Fault(Error),
     /// The flow is stalled for this reason.
     Stall(String),
+    /// The flow begins its next run, with this value.
+    Continue(Bytes),
+}
+
+/// What a flow is, whatever it has done so far.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) id: FlowId,
+    pub(crate) flow_type: Arc<str>,
+    pub(crate) version: u32,
+    /// The number of its run.
+    pub(crate) run: u32,
+    pub(crate) created_at: Timestamp,
+    /// Where its children go that name no queue.
+    pub(crate) queue: Arc<str>,
+}
+
+impl Identity {
+    pub(crate) fn of(info: &FlowInfo) -> Self {
+        Self {
+            id: info.id.clone(),
+            flow_type: Arc::clone(&info.flow_type),
+            version: info.version,
+            run: info.run,
+            created_at: info.created_at,
+            queue: Arc::clone(&info.queue),
+        }
+    }
 }
 
 /// One flow in memory.
@@ -72,34 +153,129 @@ pub(crate) enum Halt {
 pub(crate) struct FlowContext {
     pub(crate) id: FlowId,
     pub(crate) created_at: Timestamp,
+    /// The name and the version of its type, and the number of its run.
+    pub(crate) flow_type: (Arc<str>, u32),
+    pub(crate) run: u32,
+    /// Where its children go that name no queue.
     pub(crate) queue: Arc<str>,
     pub(crate) env: Arc<Env>,
+    pub(crate) meter: FlowMeter,
+    /// What middleware is told of it; `None` where there is none.
+    pub(crate) info: Option<Arc<FlowInfo>>,
+    pub(crate) labels: FlowLabels,
+    /// The key and the epoch of the lease under which it runs.
+    lease: [AtomicU64; 2],
     journal: Mutex<Journal>,
     halt: Mutex<Option<Halt>>,
+    /// There is a reason to halt: looked at after each pass.
+    halted: AtomicBool,
+    /// Why the flow was cancelled, for the bodies that watch, and how many do.
+    cancellation: OnceLock<watch::Sender<Option<Arc<str>>>>,
+    watchers: AtomicIsize,
 }
 
 impl FlowContext {
-    pub(crate) fn new(id: FlowId, created_at: Timestamp, queue: Arc<str>, env: Arc<Env>, journal: Journal) -> Self {
-        let journal = Mutex::new(journal);
-        Self { id, created_at, queue, env, journal, halt: Mutex::new(None) }
+    pub(crate) fn new(identity: Identity, env: Arc<Env>, journal: Journal) -> Self {
+        let Identity { id, flow_type, version, run, created_at, queue } = identity;
+        Self {
+            id,
+            created_at,
+            run,
+            queue,
+            meter: env.meters.flow(&flow_type),
+            flow_type: (flow_type, version),
+            info: None,
+            env,
+            labels: FlowLabels::default(),
+            lease: Default::default(),
+            journal: Mutex::new(journal),
+            halt: Mutex::new(None),
+            halted: AtomicBool::new(false),
+            cancellation: OnceLock::new(),
+            watchers: AtomicIsize::new(0),
+        }
+    }
+
+    /// The same flow with the labels that the log has.
+    pub(crate) fn with_labels(mut self, labels: Labels) -> Self {
+        self.labels = FlowLabels::new(labels);
+        self
+    }
+
+    /// True when there is something to write that the journal does not know of.
+    pub(crate) fn has_unwritten(&self, journal: &Journal) -> bool {
+        // Code that has not caught up with its history sets labels that it has had before.
+        self.labels.unwritten().is_some() && !journal.is_behind()
+    }
+
+    /// Notes under which lease the flow runs from now on.
+    pub(crate) fn leased(&self, lease: &Lease) {
+        let [key, epoch] = &self.lease;
+        key.store(lease.key, Ordering::Release);
+        epoch.store(lease.epoch, Ordering::Release);
+    }
+
+    /// The lease under which the flow runs.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) fn lease(&self) -> Lease {
+        let [key, epoch] = self.lease.each_ref().map(|part| part.load(Ordering::Acquire));
+        Lease { flow: self.id.clone(), epoch, key }
     }
 
     pub(crate) fn journal(&self) -> MutexGuard<'_, Journal> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where the reason comes when the flow is cancelled.
+    pub(crate) fn cancellation(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.cancellation.get_or_init(watch::Sender::default).subscribe()
+    }
+
+    /// So many bodies more watch for the cancellation.
+    pub(crate) fn watched(&self, more: isize) {
+        self.watchers.fetch_add(more, Ordering::AcqRel);
+    }
+
+    /// True while a body runs that watches for the cancellation.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watchers.load(Ordering::Acquire) > 0
+    }
+
+    /// Tells the bodies that watch that the flow was cancelled.
+    pub(crate) fn cancel(&self, reason: Arc<str>) {
+        self.cancellation.get_or_init(watch::Sender::default).send_replace(Some(reason));
+    }
+
     /// Stops the flow after this pass. The first reason counts.
     pub(crate) fn halt(&self, halt: Halt) {
         self.halt.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(halt);
+        self.halted.store(true, Ordering::Release);
     }
 
     pub(crate) fn take_halt(&self) -> Option<Halt> {
+        if !self.halted.load(Ordering::Acquire) {
+            return None;
+        }
         self.halt.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// A name for a place in this flow that no other flow has, also none of an earlier flow of the same id.
-    fn key(&self, what: &str) -> Uuid {
-        let name = format!("{}\0{}\0{what}", self.id, self.created_at.as_micros());
+    /// What the next child of the flow's code is called that is given no id.
+    pub(crate) fn child_name(&self) -> String {
+        let position = self.journal().next_position();
+        match self.run {
+            0 | 1 => format!("{}/{position}", self.id),
+            run => format!("{}/{run}.{position}", self.id),
+        }
+    }
+
+    /// A name for a place in this run of the flow that no other run and no other flow has, also none of an earlier flow
+    /// of the same id.
+    pub(crate) fn key(&self, what: &str) -> Uuid {
+        let (id, created_at) = (&self.id, self.created_at.as_micros());
+        let name = match self.run {
+            0 | 1 => format!("{id}\0{created_at}\0{what}"),
+            run => format!("{id}\0{created_at}\0{run}\0{what}"),
+        };
         Uuid::new_v5(&NAMESPACE, name.as_bytes())
     }
 }
@@ -119,13 +295,35 @@ pub(crate) struct Context {
 #[derive(Debug)]
 pub(crate) struct StepContext {
     pub(crate) path: CallPath,
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) name: &'static str,
+    /// What names this call: the same in every life of the flow.
+    pub(crate) identity: String,
+    pub(crate) args_hash: u64,
     pub(crate) attempt: u32,
     /// Random numbers drawn so far.
     pub(crate) draws: AtomicU64,
+    /// Transactions begun so far.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) transactions: AtomicU64,
+    /// Whether the body watches for the cancellation of its flow.
+    pub(crate) watches: OnceLock<Watching>,
+    /// How often the body has sent each message, by the hash of what is sent.
+    pub(crate) sent: Mutex<BTreeMap<u64, u32>>,
+}
+
+impl StepContext {
+    /// How often the body has sent this message by now, this time included.
+    pub(crate) fn count_sent(&self, hash: u64) -> u32 {
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = sent.entry(hash).or_default();
+        *times += 1;
+        *times
+    }
 }
 
 thread_local! {
-    static CURRENT: RefCell<Option<Context>> = const { RefCell::new(None) };
+    static CURRENT: Cell<Option<Context>> = const { Cell::new(None) };
 }
 
 impl Context {
@@ -134,23 +332,11 @@ impl Context {
         Self { flow, place: Place::Flow, step: None }
     }
 
-    /// Runs code within this context.
-    pub(crate) fn enter<R>(&self, code: impl FnOnce() -> R) -> R {
-        // Put back even when the code panics.
-        struct Restore(Option<Context>);
-        impl Drop for Restore {
-            fn drop(&mut self) {
-                let outer = self.0.take();
-                CURRENT.with(|current| *current.borrow_mut() = outer);
-            }
-        }
-        let _restore = Restore(CURRENT.with(|current| current.borrow_mut().replace(self.clone())));
-        code()
-    }
-
     /// The context of the running code, if it belongs to a flow.
     pub(crate) fn try_current() -> Option<Self> {
-        CURRENT.with(|current| current.borrow().clone())
+        let current = CURRENT.take();
+        CURRENT.set(current.clone());
+        current
     }
 
     /// The context of the running code.
@@ -166,6 +352,33 @@ impl Context {
     /// Makes a call from this context.
     pub(crate) fn call(&self, key: CallKey, spec: Spec, location: &'static Location<'static>) -> CallId {
         self.flow.journal().call(self.place, key, spec, location)
+    }
+}
+
+/// A context to run code in, time and again.
+#[derive(Debug)]
+pub(crate) struct Within(Option<Context>);
+
+impl Within {
+    pub(crate) fn new(context: Context) -> Self {
+        Self(Some(context))
+    }
+
+    /// Runs code within the context, which is moved there and back: this is done several times a step.
+    pub(crate) fn run<R>(&mut self, code: impl FnOnce() -> R) -> R {
+        // Put back even when the code panics.
+        struct Restore<'a> {
+            within: &'a mut Option<Context>,
+            outer: Option<Context>,
+        }
+        impl Drop for Restore<'_> {
+            fn drop(&mut self) {
+                *self.within = CURRENT.replace(self.outer.take());
+            }
+        }
+        let outer = CURRENT.replace(self.0.take());
+        let _restore = Restore { within: &mut self.0, outer };
+        code()
     }
 }
 
@@ -188,6 +401,17 @@ pub fn flow_id() -> FlowId {
     Context::current("ergon::flow_id()").flow.id.clone()
 }
 
+/// The number of this run of the flow, from 1: it rises each time that the flow
+/// [begins again](crate::continue_as_new).
+///
+/// # Panics
+///
+/// Outside a flow.
+#[track_caller]
+pub fn run_number() -> u32 {
+    Context::current("ergon::run_number()").flow.run
+}
+
 /// The number of the running attempt of the enclosing step, from 1; 1 in a flow's own code.
 ///
 /// # Panics
@@ -200,7 +424,7 @@ pub fn attempt() -> u32 {
 
 /// A text that names this call of the enclosing step and no other: equal over its attempts, over crashes and
 /// machines, distinct for each call, also for calls with the same arguments. Give it to a service that drops
-/// repeated requests. In a flow's own code it names the flow.
+/// repeated requests. In a flow's own code it names the flow and its run.
 ///
 /// # Panics
 ///
@@ -208,8 +432,8 @@ pub fn attempt() -> u32 {
 #[track_caller]
 pub fn idempotency_key() -> String {
     let context = Context::current("ergon::idempotency_key()");
-    let key = match &context.step {
-        Some(step) => context.flow.key(&step.path.to_string()),
+    let key = match context.step.as_deref() {
+        Some(step) => context.flow.key(&step.identity),
         None => context.flow.key(""),
     };
     key.to_string()

@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU8, Ordering},
@@ -12,19 +12,25 @@ use std::{
 };
 
 use ergon_storage::{
-    Channel, ClaimedFlow, Commit, Committed, ErrorKind, ExecutionLog, FlowId, FlowState, Lease, Message, NewFlow, Next,
-    Timestamp, Topic, Wake, Watch,
+    CallPath, Channel, ClaimedFlow, Commit, CommitNow, Committed, ErrorKind, ExecutionLog, FlowId, FlowState, Labels,
+    Lease, Message, NewFlow, Next, Timestamp, Topic, Wake, Watch,
 };
-use futures::{future::BoxFuture, task::AtomicWaker};
+use futures::{
+    future::{BoxFuture, select},
+    task::AtomicWaker,
+};
 
 use crate::{
-    context::{Env, FlowContext, Halt},
+    context::{Env, FlowContext, Halt, Identity},
     error::Error,
     executor::Executor,
     flow::{FlowDef, FlowEnd},
     journal::{Batch, Journal},
     machine::{Effects, Machine, Progress},
 };
+
+/// How many messages a claim carries; the rest of the mailbox is read when it is needed.
+pub(crate) const MESSAGES_MAX: usize = 100;
 
 /// What driving needs to know.
 #[derive(Debug, Clone)]
@@ -34,6 +40,8 @@ pub(crate) struct DriveOptions {
     /// How long a flow whose code misses a recorded call may go on waiting for something that is not durable,
     /// before it is stalled.
     pub(crate) patience: Duration,
+    /// How long bodies that watch for the cancellation of their flow may go on after it.
+    pub(crate) cancel_grace: Duration,
     /// Which code this is.
     pub(crate) build: Arc<str>,
 }
@@ -42,12 +50,17 @@ pub(crate) struct DriveOptions {
 pub(crate) enum Driven {
     /// The flow is in its final state, or stalled.
     Ended(FlowState),
+    /// The flow is scheduled again, for its next run.
+    Continued,
     /// The flow waits in the log. The machine may be kept to spare the replay.
     Suspended(Box<Machine>),
     /// The flow was given back.
     Released,
     /// The lease is gone, or the log does not answer: another worker goes on.
     Lost,
+    /// The log refuses for good to write how the flow ended, and that it is stalled too. The lease ends by itself and
+    /// the claim stays counted, so that this cannot go on for ever.
+    Refused,
 }
 
 /// What a flow that is being driven is told from outside: orders, and how long its lease lasts.
@@ -62,7 +75,8 @@ pub(crate) struct Control {
 impl Control {
     const RUN: u8 = 0;
     const DRAIN: u8 = 1;
-    const DROP: u8 = 2;
+    const CANCEL: u8 = 2;
+    const DROP: u8 = 3;
 
     /// For a flow whose lease is certain to hold until then.
     pub(crate) fn new(until: Timestamp) -> Self {
@@ -86,6 +100,12 @@ impl Control {
         self.task.wake();
     }
 
+    /// Drop the flow, for it was cancelled, when the bodies have ended that watch for that.
+    pub(crate) fn cancel(&self) {
+        self.order.fetch_max(Self::CANCEL, Ordering::AcqRel);
+        self.task.wake();
+    }
+
     /// Drop the flow at once: the lease is gone.
     pub(crate) fn drop_flow(&self) {
         self.order.fetch_max(Self::DROP, Ordering::AcqRel);
@@ -97,15 +117,11 @@ impl Control {
     }
 }
 
-/// Makes the machine of a claimed flow, reading the rest of its history.
-pub(crate) async fn load(
-    log: &dyn ExecutionLog,
-    env: &Arc<Env>,
-    def: &FlowDef,
-    claimed: ClaimedFlow,
-) -> Result<Machine, ergon_storage::Error> {
+/// Reads what a claim did not carry of the flow's history, and of what its mailbox says about children that the history
+/// does not. May be called again with what an earlier call has read before it failed.
+pub(crate) async fn complete(log: &dyn ExecutionLog, claimed: &mut ClaimedFlow) -> Result<(), ergon_storage::Error> {
     const PAGE: usize = 5_000;
-    let ClaimedFlow { info, input, mut history, messages, .. } = claimed;
+    let ClaimedFlow { info, history, messages, .. } = claimed;
     while history.len() < info.records as usize {
         let after = history.last().map_or(0, |record| record.seq);
         let page = log.history(&info.id, after, PAGE).await?;
@@ -115,19 +131,34 @@ pub(crate) async fn load(
         }
         history.extend(page);
     }
+    if messages.len() >= MESSAGES_MAX && Journal::waits_for_acceptance(history) {
+        let of_children = messages.iter().filter(|message| message.channel == Channel::children());
+        let seen = of_children.map(|message| message.seq).max().unwrap_or(0);
+        messages.extend(heard_of_children(log, &info.id, seen).await?);
+    }
+    Ok(())
+}
+
+/// Makes the machine of a claimed flow whose history is complete.
+pub(crate) fn load(env: &Arc<Env>, def: &FlowDef, claimed: ClaimedFlow) -> Machine {
+    let ClaimedFlow { info, input, history, messages, .. } = claimed;
     let began_at = info.started_at.unwrap_or(info.created_at);
-    let mut journal = Journal::new(history, began_at);
+    let mut journal = Journal::new(history, began_at).with_emitted(info.emitted);
     journal.receive(messages);
+    let mut identity = Identity::of(&info);
     // Nobody claims from the queue of executors: the children of their flows go to workers.
-    let queue = if *info.queue == *Executor::QUEUE { NewFlow::DEFAULT_QUEUE.into() } else { info.queue };
-    let flow = FlowContext::new(info.id.clone(), info.created_at, queue, Arc::clone(env), journal);
+    if *identity.queue == *Executor::QUEUE {
+        identity.queue = NewFlow::DEFAULT_QUEUE.into();
+    }
+    let mut flow = FlowContext::new(identity, Arc::clone(env), journal).with_labels(info.labels.clone());
+    flow.info = (!env.layers.is_empty()).then(|| Arc::new(info));
     let future = (def.begin)(&input, env.payload_bytes_max).unwrap_or_else(|error| {
         flow.halt(Halt::Stall(format!(
             "{error}; give the changed type the old form, or give the flow a new version, then retry the flow"
         )));
         Box::pin(std::future::pending())
     });
-    Ok(Machine::new(Arc::new(flow), future))
+    Machine::new(Arc::new(flow), future)
 }
 
 /// Drives a flow until it ends, waits for long, or must be let go.
@@ -137,13 +168,19 @@ pub(crate) struct Drive {
     deadline_at: Option<Timestamp>,
     options: DriveOptions,
     control: Arc<Control>,
+    /// The flow, also when its machine is gone.
+    flow: Arc<FlowContext>,
     machine: Option<Box<Machine>>,
     commits: u32,
     flight: Option<Flight>,
+    /// How many commits were answered at once since others had a turn.
+    unbroken: u32,
     timer: Option<(Timestamp, BoxFuture<'static, ()>)>,
     mail: Option<Mail>,
     /// The log found that something which wakes the flow is there already.
     awake: bool,
+    /// The flow's code does not rest.
+    restless: bool,
     /// The last order that was followed.
     order: u8,
     /// Since when the code misses a recorded call.
@@ -153,23 +190,89 @@ pub(crate) struct Drive {
 /// A commit that is under way.
 struct Flight {
     end: Option<FlowState>,
-    done: BoxFuture<'static, Result<Committed, ergon_storage::Error>>,
+    /// The flow is to be suspended.
+    suspends: bool,
+    /// The calls that wait only for their children to be accepted.
+    starts: Vec<CallPath>,
+    /// The labels that the flow is given.
+    labels: Option<Labels>,
+    done: Landing,
+}
+
+/// What became of a commit, and what the log says about children that must be accepted.
+type Answer = Result<(Committed, Vec<Message>), ergon_storage::Error>;
+
+/// The answer to a commit, or the wait for it.
+enum Landing {
+    Known(Option<Answer>),
+    Awaited(BoxFuture<'static, Answer>),
+}
+
+/// What the code of a flow leaves when it is done.
+#[derive(Default)]
+struct Last {
+    batch: Batch,
+    /// The calls to make again if the flow has failed and is retried.
+    again: Vec<CallPath>,
+    /// The messages that the code has taken.
+    taken: Vec<u32>,
+    /// How many items its code has emitted if the flow has failed and is retried, where that is not all.
+    emitted: Option<u32>,
 }
 
 /// A look into the mailbox, or the wait for a reason to look.
 struct Mail {
     /// What is looked for: channels, and after which message.
     wanted: Vec<(Channel, u32)>,
-    done: BoxFuture<'static, Vec<Message>>,
+    /// The waits that were overdue before it was looked: their time limits hold when nothing is found.
+    overdue: Vec<u64>,
+    done: BoxFuture<'static, Look>,
+}
+
+/// What was found in a mailbox.
+struct Look {
+    messages: Vec<Message>,
+    /// All that was looked for could be read, to its end.
+    complete: bool,
+}
+
+/// A commit that is over.
+struct Landed {
+    end: Option<FlowState>,
+    starts: Vec<CallPath>,
+    labels: Option<Labels>,
+    result: Answer,
+}
+
+impl Landing {
+    /// Commits, for as long as it takes, and then asks what the log says about children after this message, if any.
+    fn of(log: Arc<dyn ExecutionLog>, commit: Commit, heard: Option<u32>) -> Self {
+        Self::Awaited(Box::pin(async move {
+            let flow = commit.lease.flow.clone();
+            let committed = persist(|| log.commit(commit.clone()), &flow).await?;
+            let told = match heard {
+                Some(heard) => persist(|| heard_of_children(&*log, &flow, heard), &flow).await?,
+                None => Vec::new(),
+            };
+            Ok((committed, told))
+        }))
+    }
+
+    fn poll(&mut self, cx: &mut task::Context<'_>) -> Poll<Answer> {
+        match self {
+            Self::Known(answer) => answer.take().map_or(Poll::Pending, Poll::Ready),
+            Self::Awaited(answer) => answer.as_mut().poll(cx),
+        }
+    }
 }
 
 /// Something that happened while a flow was waited for.
 enum Event {
     Woken,
     Ordered,
-    Committed(Option<FlowState>, Result<Committed, ergon_storage::Error>),
+    Committed(Landed),
     Due,
-    Mail(Vec<Message>),
+    Mail { found: Look, overdue: Vec<u64> },
     OutOfPatience,
 }
 
@@ -182,18 +285,23 @@ impl Drive {
         control: Arc<Control>,
         machine: Box<Machine>,
     ) -> Self {
+        machine.flow().leased(&lease);
+        let flow = Arc::clone(machine.flow());
         Self {
             log,
             lease,
             deadline_at,
             options,
             control,
+            flow,
             machine: Some(machine),
             commits: 0,
             flight: None,
+            unbroken: 0,
             timer: None,
             mail: None,
             awake: false,
+            restless: false,
             order: Control::RUN,
             missing: None,
         }
@@ -201,24 +309,32 @@ impl Drive {
 
     pub(crate) async fn run(mut self) -> Driven {
         loop {
-            let Some(machine) = &mut self.machine else { return Driven::Lost };
-            let flow = Arc::clone(machine.flow());
-            let now = flow.env.clock.now();
-            if now >= self.control.until() {
-                // This process was paused, or the log kept it waiting: another worker may run the flow by now.
-                self.control.drain();
-            }
-            self.order = self.control.order();
-            let effects = match self.order {
-                Control::RUN => Effects::Allowed,
-                Control::DRAIN => Effects::Held,
-                _ => return Driven::Lost,
+            let Some(flow) = self.machine.as_ref().map(|machine| Arc::clone(machine.flow())) else {
+                return Driven::Lost;
             };
-            if self.flight.is_none() && self.deadline_at.is_some_and(|deadline| deadline <= now) {
-                return self.time_is_up().await;
+            let now = flow.env.clock.now();
+            let Some(effects) = self.effects(now) else { return self.let_go().await };
+            if self.flight.as_ref().is_some_and(|flight| flight.suspends) {
+                // Until the answer is here nothing may go on: the flow may be another worker's by then.
+                match std::future::poll_fn(|cx| self.poll_log(cx)).await {
+                    Event::Committed(landed) => {
+                        if let Some(driven) = self.committed(landed).await {
+                            return driven;
+                        }
+                    }
+                    _ if self.is_dropped() => return Driven::Lost,
+                    _ => {}
+                }
+                continue;
             }
-            let progress = machine.advance(effects);
+            if self.flight.is_none() && self.deadline_at.is_some_and(|deadline| deadline <= now) {
+                return self.time_is_up(now).await;
+            }
+            let Some(machine) = &mut self.machine else { return Driven::Lost };
+            let progress = machine.advance(effects, now);
             let mut due = None;
+            let mut overdue = Vec::new();
+            self.restless = matches!(progress, Progress::Yield);
             match progress {
                 Progress::Ended(end) => return self.end(end).await,
                 Progress::Stalled(reason) => return self.stall(reason).await,
@@ -229,47 +345,86 @@ impl Drive {
                         return self.stall(divergence.to_string()).await;
                     }
                 }
-                Progress::Yield => tokio::task::yield_now().await,
                 Progress::Flush if self.flight.is_some() => self.missing = None,
-                Progress::Flush | Progress::Wait => {
+                Progress::Flush | Progress::Wait | Progress::Yield => {
                     self.missing = None;
-                    let (busy, wake, batch) = {
+                    let (busy, wake, batch, grants) = {
                         let mut journal = flow.journal();
-                        let busy = journal.is_busy();
+                        overdue = journal.overdue(flow.env.clock.now());
+                        let busy = journal.is_busy() || journal.has_fresh();
                         let in_flight = self.flight.is_some();
-                        let batch = (!in_flight && journal.has_batch()).then(|| journal.take_batch());
-                        (busy, journal.wake(), batch)
+                        let writes = !in_flight && (journal.has_batch() || flow.has_unwritten(&journal));
+                        let batch = writes.then(|| journal.take_batch());
+                        (busy, journal.wake(), batch, journal.wants_grant(now))
                     };
-                    let idle = !busy && self.flight.is_none() && !flow.journal().wants_grant(now);
-                    if effects == Effects::Held && batch.is_none() && !busy && self.flight.is_none() {
+                    let starts = batch.as_ref().is_some_and(|batch| !batch.starts.is_empty());
+                    let idle = !busy && !starts && self.flight.is_none() && !grants;
+                    if effects != Effects::Allowed && batch.is_none() && !busy && self.flight.is_none() {
                         return self.release().await;
                     }
                     due = wake.at;
-                    if idle && effects == Effects::Allowed && !self.awake && self.is_long(&wake, now) {
-                        // Until the answer is here nothing may go on: the flow may be another worker's by then.
+                    let rests = idle
+                        && !self.restless
+                        && effects == Effects::Allowed
+                        && !self.awake
+                        && self.is_long(&wake, now);
+                    if rests && !flow.journal().holds_mail(&wake.channels) {
                         (self.mail, due) = (None, None);
                         self.commit(batch.unwrap_or_default(), Next::Suspend(wake), None);
                     } else {
                         if let Some(batch) = batch {
                             self.commit(batch, Next::Run, None);
                         }
-                        self.listen(&flow, wake.channels);
+                        self.listen(&flow, wake.channels, &overdue);
                     }
                 }
             }
-            self.set_timer(due);
+            // What has come due already waits for the commit that is under way: to be woken for it at once, again and
+            // again, would help nobody.
+            // Nor while the mailbox is read on account of it.
+            let held_up = self.flight.is_some() || !overdue.is_empty();
+            self.set_timer(due.filter(|due| !held_up || *due > now));
+            if self.machine.as_ref().is_some_and(|machine| machine.is_woken()) {
+                // Code that wakes itself; others have a turn.
+                tokio::task::yield_now().await;
+                self.unbroken = 0;
+            } else if self.unbroken >= TURN_MAX {
+                // Nothing else would have the flow wait: its steps are quick, and so is the log.
+                tokio::task::yield_now().await;
+                self.unbroken = 0;
+            }
             match self.event().await {
                 Event::Woken | Event::Ordered | Event::Due | Event::OutOfPatience => {}
-                Event::Mail(messages) => {
+                Event::Mail { found, overdue } => {
                     self.awake = false;
-                    flow.journal().receive(messages);
+                    let mut journal = flow.journal();
+                    if found.complete {
+                        journal.looked(overdue);
+                    }
+                    journal.receive(found.messages);
                 }
-                Event::Committed(end, result) => {
-                    if let Some(driven) = self.committed(end, result).await {
+                Event::Committed(landed) => {
+                    if let Some(driven) = self.committed(landed).await {
                         return driven;
                     }
                 }
             }
+        }
+    }
+
+    /// What the code may do now; `None` when the flow must be dropped.
+    fn effects(&mut self, now: Timestamp) -> Option<Effects> {
+        let lapsed = now >= self.control.until();
+        if lapsed {
+            // This process was paused, or the log kept it waiting: another worker may run the flow by now.
+            self.control.drain();
+        }
+        self.order = self.control.order();
+        match self.order {
+            Control::RUN => Some(Effects::Allowed),
+            Control::DRAIN if lapsed => Some(Effects::Lapsed),
+            Control::DRAIN => Some(Effects::Held),
+            _ => None,
         }
     }
 
@@ -290,9 +445,9 @@ impl Drive {
         if let Poll::Ready(event) = self.poll_log(cx) {
             return Poll::Ready(event);
         }
-        if let Some(machine) = &self.machine
-            && machine.poll_woken(cx).is_ready()
-        {
+        let woken = self.machine.as_ref().is_some_and(|machine| machine.poll_woken(cx).is_ready());
+        // Code that is always awake must not keep everything else from being heard.
+        if woken && !self.restless {
             return Poll::Ready(Event::Woken);
         }
         if let Some((_, timer)) = &mut self.timer
@@ -307,12 +462,12 @@ impl Drive {
             return Poll::Ready(Event::OutOfPatience);
         }
         if let Some(mail) = &mut self.mail
-            && let Poll::Ready(messages) = mail.done.as_mut().poll(cx)
+            && let Poll::Ready(found) = mail.done.as_mut().poll(cx)
         {
-            self.mail = None;
-            return Poll::Ready(Event::Mail(messages));
+            let overdue = self.mail.take().map(|mail| mail.overdue).unwrap_or_default();
+            return Poll::Ready(Event::Mail { found, overdue });
         }
-        Poll::Pending
+        if woken { Poll::Ready(Event::Woken) } else { Poll::Pending }
     }
 
     /// Polls what goes on between the log, the worker and this flow, not the flow.
@@ -322,17 +477,20 @@ impl Drive {
             return Poll::Ready(Event::Ordered);
         }
         if let Some(flight) = &mut self.flight
-            && let Poll::Ready(result) = flight.done.as_mut().poll(cx)
+            && let Poll::Ready(result) = flight.done.poll(cx)
         {
-            let end = flight.end;
+            let (end, starts) = (flight.end, std::mem::take(&mut flight.starts));
+            let labels = flight.labels.take();
             self.flight = None;
-            return Poll::Ready(Event::Committed(end, result));
+            return Poll::Ready(Event::Committed(Landed { end, starts, labels, result }));
         }
         Poll::Pending
     }
 
     /// Begins to look for messages on these channels, unless that is going on.
-    fn listen(&mut self, flow: &FlowContext, channels: Vec<Channel>) {
+    ///
+    /// For waits that are overdue it is looked once, at once.
+    fn listen(&mut self, flow: &FlowContext, channels: Vec<Channel>, overdue: &[u64]) {
         if channels.is_empty() && !self.awake {
             self.mail = None;
             return;
@@ -341,11 +499,13 @@ impl Drive {
             let journal = flow.journal();
             channels.into_iter().map(|channel| (channel.clone(), journal.mail_seen(&channel))).collect()
         };
-        if self.mail.as_ref().is_none_or(|mail| mail.wanted != wanted) {
+        let looks_for = |mail: &Mail| mail.wanted == wanted && overdue.iter().all(|wait| mail.overdue.contains(wait));
+        if !self.mail.as_ref().is_some_and(looks_for) {
             // Watch first, then look: whatever comes in between is hinted at.
             let watch = self.log.watch(Topic::Flow(flow.id.clone()));
-            let done = look(Arc::clone(&self.log), watch, flow.id.clone(), wanted.clone(), self.awake);
-            self.mail = Some(Mail { wanted, done: Box::pin(done) });
+            let once = self.awake || !overdue.is_empty();
+            let done = look(Arc::clone(&self.log), watch, flow.id.clone(), wanted.clone(), once);
+            self.mail = Some(Mail { wanted, overdue: overdue.to_vec(), done: Box::pin(done) });
         }
     }
 
@@ -367,18 +527,43 @@ impl Drive {
     fn commit(&mut self, batch: Batch, next: Next, end: Option<FlowState>) {
         debug_assert!(self.flight.is_none(), "one commit at a time");
         self.commits += 1;
-        let Batch { records, consumed, children } = batch;
-        let commit = Commit { lease: self.lease.clone(), number: self.commits, records, consumed, children, next };
-        let log = Arc::clone(&self.log);
-        self.flight = Some(Flight { end, done: Box::pin(async move { persist(&*log, commit).await }) });
+        let Batch { records, consumed, children, starts, items, emitted } = batch;
+        let suspends = matches!(next, Next::Suspend(_));
+        let is_stalled = matches!(next, Next::Stall { .. });
+        let labels = self.flow.labels.unwritten().filter(|_| !is_stalled && !self.flow.journal().is_behind());
+        let commit = Commit {
+            lease: self.lease.clone(),
+            number: self.commits,
+            records,
+            consumed,
+            children,
+            labels: labels.clone(),
+            items,
+            emitted,
+            next,
+        };
+        let heard = self.machine.as_ref().filter(|_| !starts.is_empty());
+        let heard = heard.map(|machine| machine.flow().journal().mail_seen(&Channel::children()));
+        let done = if heard.is_some() {
+            Landing::of(Arc::clone(&self.log), commit, heard)
+        } else {
+            match self.log.commit_now(commit) {
+                CommitNow::Answered(result) => {
+                    self.unbroken += 1;
+                    Landing::Known(Some(result.map(|committed| (committed, Vec::new()))))
+                }
+                CommitNow::NotNow(commit) => Landing::of(Arc::clone(&self.log), commit, None),
+            }
+        };
+        self.flight = Some(Flight { end, suspends, starts, labels, done });
     }
 
     /// Waits for the commit that is under way, after the code has ended.
     async fn land(&mut self) -> Option<Driven> {
         while self.flight.is_some() {
             match std::future::poll_fn(|cx| self.poll_log(cx)).await {
-                Event::Committed(end, result) => {
-                    return match self.committed(end, result).await {
+                Event::Committed(landed) => {
+                    return match self.committed(landed).await {
                         // The flow is suspended in the log, before its end: whoever claims it comes here again.
                         Some(Driven::Suspended(_)) => Some(Driven::Released),
                         driven => driven,
@@ -394,18 +579,62 @@ impl Drive {
     /// Follows an order that came while nothing could be done about it; true when the flow must be dropped.
     fn is_dropped(&mut self) -> bool {
         self.order = self.control.order();
-        self.order == Control::DROP
+        self.order >= Control::CANCEL
     }
 
-    async fn committed(
-        &mut self,
-        end: Option<FlowState>,
-        result: Result<Committed, ergon_storage::Error>,
-    ) -> Option<Driven> {
+    /// Drops the flow: its lease is gone. If it was cancelled, the bodies that watch for that may end before.
+    async fn let_go(&mut self) -> Driven {
+        let watched = self.machine.as_ref().is_some_and(|machine| machine.flow().is_watched());
+        if watched && self.control.order() != Control::DROP {
+            let clock = self.log.clock();
+            let grace = clock.sleep_until(clock.now().saturating_add(self.options.cancel_grace));
+            select(grace, pin!(self.wind_down())).await;
+        }
+        Driven::Lost
+    }
+
+    /// Tells the bodies that watch for it why the flow was cancelled, if it was, and polls them until they end.
+    async fn wind_down(&mut self) {
+        let Self { log, control, machine: Some(machine), .. } = self else { return };
+        let flow = Arc::clone(machine.flow());
+        let record = persist(|| log.flow(&flow.id), &flow.id).await.ok().flatten();
+        let same = record.filter(|record| record.info.created_at == flow.created_at);
+        let Some(info) = same.map(|record| record.info).filter(|info| info.state == FlowState::Cancelled) else {
+            return;
+        };
+        flow.cancel(info.reason.unwrap_or_default());
+        while flow.is_watched() && control.order() != Control::DROP {
+            // Nothing is written any more, so nothing is released and nothing begins.
+            if let Progress::Ended(_) | Progress::Stalled(_) = machine.advance(Effects::Replayed, flow.env.clock.now())
+            {
+                return;
+            }
+            if machine.is_woken() {
+                tokio::task::yield_now().await;
+            }
+            let (machine, control, flow) = (&mut *machine, &*control, &*flow);
+            std::future::poll_fn(move |cx| {
+                control.task.register(cx.waker());
+                let over = control.order() == Control::DROP || !flow.is_watched();
+                if over { Poll::Ready(()) } else { machine.poll_woken(cx) }
+            })
+            .await;
+        }
+    }
+
+    async fn committed(&mut self, Landed { end, starts, labels, result }: Landed) -> Option<Driven> {
         let machine = self.machine.as_mut()?;
         match result {
-            Ok(committed) => {
-                machine.flow().journal().flushed();
+            Ok((committed, told)) => {
+                {
+                    let mut journal = machine.flow().journal();
+                    journal.flushed();
+                    journal.receive(told);
+                    journal.started(starts);
+                }
+                if let Some(labels) = labels {
+                    self.flow.labels.written(labels);
+                }
                 if let Some(state) = end {
                     return Some(Driven::Ended(state));
                 }
@@ -435,42 +664,54 @@ impl Drive {
                 self.machine = None;
                 let end = FlowEnd::fault(&crate::context::invalid(error.to_string()));
                 self.commits -= 1;
-                self.finish(Batch::default(), end).await
+                self.finish(Last::default(), end).await
             }
             ErrorKind::LeaseLost => {
                 tracing::info!(%flow, "the lease is gone; the flow goes on elsewhere, or was cancelled");
-                Driven::Lost
+                self.let_go().await
             }
-            _ => {
-                tracing::error!(%flow, error = ?error, "the log refused a commit");
-                self.machine = None;
-                self.commits -= 1;
-                let reason = format!("the log refused what the flow wrote: {error}");
-                self.write_stall(Batch::default(), reason).await
-            }
+            _ => self.refused_for_good(error).await,
         }
+    }
+
+    /// The log will never take what was to be written, and stalls the flow without it.
+    async fn refused_for_good(&mut self, error: &ergon_storage::Error) -> Driven {
+        tracing::error!(flow = %self.lease.flow, error = ?error, "the log refused a commit");
+        self.machine = None;
+        self.commits -= 1;
+        let reason = format!("the log refused what the flow wrote: {error}");
+        self.write_stall(Batch::default(), reason).await
     }
 
     async fn end(&mut self, end: FlowEnd) -> Driven {
         if let Some(driven) = self.land().await {
             return driven;
         }
-        let batch = self.last_batch();
-        self.finish(batch, end).await
+        let last = self.take_last();
+        self.finish(last, end).await
     }
 
-    fn last_batch(&mut self) -> Batch {
+    fn take_last(&mut self) -> Last {
         // The code is done: what it still holds is dropped before its end is written, as it would be otherwise.
-        match self.machine.take() {
-            Some(machine) => machine.flow().journal().take_batch(),
-            None => Batch::default(),
-        }
+        let Some(machine) = self.machine.take() else { return Last::default() };
+        let mut journal = machine.flow().journal();
+        let (again, taken, emitted) = (journal.failed_calls(), journal.taken(), journal.emitted_if_retried());
+        Last { again, taken, emitted, batch: journal.take_batch() }
     }
 
-    async fn finish(&mut self, batch: Batch, end: FlowEnd) -> Driven {
+    async fn finish(&mut self, Last { mut batch, again, taken, emitted }: Last, end: FlowEnd) -> Driven {
         let (next, state) = match end {
             FlowEnd::Completed { result } => (Next::Complete { result }, FlowState::Completed),
-            FlowEnd::Failed { error, reason } => (Next::Fail { error, reason: reason.into() }, FlowState::Failed),
+            FlowEnd::Failed { error, reason } => {
+                batch.emitted = emitted.or(batch.emitted);
+                (Next::Fail { error, reason: reason.into(), again }, FlowState::Failed)
+            }
+            FlowEnd::Continued { input } => {
+                // The history goes, and with it what tells that messages were taken which are in the mailbox still.
+                batch.consumed.extend(taken);
+                batch.records.clear();
+                (Next::Continue { input }, FlowState::Scheduled)
+            }
         };
         self.last(batch, next, state).await
     }
@@ -483,7 +724,7 @@ impl Drive {
         let differs = self.machine.as_ref().is_some_and(|machine| machine.flow().journal().missing_call().is_some());
         // What code began that does not match the history is not written: it is what may have to be undone. No body
         // has run then, so nothing is lost with it.
-        let batch = if differs { Batch::default() } else { self.last_batch() };
+        let batch = if differs { Batch::default() } else { self.take_last().batch };
         self.machine = None;
         self.write_stall(batch, reason).await
     }
@@ -494,23 +735,47 @@ impl Drive {
     }
 
     /// The flow's time limit has passed.
-    async fn time_is_up(&mut self) -> Driven {
-        let batch = self.last_batch();
+    async fn time_is_up(&mut self, now: Timestamp) -> Driven {
+        let Some(machine) = &mut self.machine else { return Driven::Lost };
+        let is_behind = machine.flow().journal().is_behind();
+        if is_behind {
+            // First to where it was: what a retry makes again must not depend on who runs it.
+            match machine.advance(Effects::Replayed, now) {
+                Progress::Ended(end) => return self.end(end).await,
+                Progress::Stalled(reason) => return self.stall(reason).await,
+                _ => {}
+            }
+        }
+        let mut last = self.take_last();
+        if is_behind {
+            // What the code would have begun next.
+            last.batch = Batch::default();
+        }
         let error = Error::of(crate::error::ErrorKind::Timeout, "the flow exceeded its time limit").into_permanent();
-        self.finish(batch, FlowEnd::fault(&error)).await
+        self.finish(last, FlowEnd::fault(&error)).await
     }
 
     async fn last(&mut self, batch: Batch, next: Next, state: FlowState) -> Driven {
         self.commit(batch, next, Some(state));
         loop {
             match std::future::poll_fn(|cx| self.poll_log(cx)).await {
-                Event::Committed(_, Ok(_)) => return Driven::Ended(state),
-                Event::Committed(_, Err(error)) => {
-                    if error.kind() == ErrorKind::TooLarge && state == FlowState::Completed {
-                        return Box::pin(self.refused(&error)).await;
-                    }
-                    tracing::error!(flow = %self.lease.flow, error = ?error, "the end of the flow could not be written");
-                    return Driven::Lost;
+                Event::Committed(Landed { result: Ok(_), .. }) if state == FlowState::Scheduled => {
+                    return Driven::Continued;
+                }
+                Event::Committed(Landed { result: Ok(_), .. }) => return Driven::Ended(state),
+                Event::Committed(Landed { result: Err(error), .. }) => {
+                    return match (error.kind(), state) {
+                        (ErrorKind::LeaseLost, _)
+                        | (ErrorKind::TooLarge, FlowState::Completed | FlowState::Scheduled) => {
+                            Box::pin(self.refused(&error)).await
+                        }
+                        (_, FlowState::Stalled) => {
+                            let flow = &self.lease.flow;
+                            tracing::error!(%flow, error = ?error, "the flow could not be stalled");
+                            Driven::Refused
+                        }
+                        _ => Box::pin(self.refused_for_good(&error)).await,
+                    };
                 }
                 _ if self.is_dropped() => return Driven::Lost,
                 _ => {}
@@ -530,6 +795,12 @@ impl Drive {
     }
 }
 
+/// How many messages of one channel are read at once.
+const MAIL_PAGE: usize = 100;
+
+/// How many commits in a row may be answered without any wait before others have a turn.
+const TURN_MAX: u32 = 64;
+
 /// Looks for messages until there are some; once only when something must be there, or was.
 async fn look(
     log: Arc<dyn ExecutionLog>,
@@ -537,25 +808,28 @@ async fn look(
     flow: FlowId,
     wanted: Vec<(Channel, u32)>,
     once: bool,
-) -> Vec<Message> {
-    const PAGE: usize = 100;
+) -> Look {
     /// How long a hint is waited for before the flow looks by itself.
     const FALLBACK: Duration = Duration::from_secs(5);
     const RETRY: Duration = Duration::from_millis(100);
     loop {
-        let mut found = Vec::new();
+        let mut messages = Vec::new();
         let mut trouble = false;
+        let mut to_the_end = true;
         for (channel, after) in &wanted {
-            match log.messages(&flow, std::slice::from_ref(channel), *after, PAGE).await {
-                Ok(messages) => found.extend(messages),
+            match log.messages(&flow, std::slice::from_ref(channel), *after, MAIL_PAGE).await {
+                Ok(page) => {
+                    to_the_end &= page.len() < MAIL_PAGE;
+                    messages.extend(page);
+                }
                 Err(error) => {
                     tracing::warn!(%flow, %error, "the mailbox could not be read");
                     trouble = true;
                 }
             }
         }
-        if !found.is_empty() || (once && !trouble) {
-            return found;
+        if !messages.is_empty() || (once && !trouble) {
+            return Look { messages, complete: to_the_end && !trouble };
         }
         let wait = if trouble { RETRY } else { FALLBACK };
         let _ = tokio::time::timeout(wait, watch.changed()).await;
@@ -566,16 +840,39 @@ async fn look(
     }
 }
 
-/// Commits, trying again for as long as the log cannot answer. Whoever drives the flow drops this future when the
-/// lease is gone.
-async fn persist(log: &dyn ExecutionLog, commit: Commit) -> Result<Committed, ergon_storage::Error> {
+/// What the log says about the children of a flow after this message: of those that it did not take in, at the
+/// latest when the commit that starts them is answered.
+async fn heard_of_children(
+    log: &dyn ExecutionLog,
+    flow: &FlowId,
+    mut after: u32,
+) -> Result<Vec<Message>, ergon_storage::Error> {
+    const PAGE: usize = 1_000;
+    let mut heard = Vec::new();
+    loop {
+        let page = log.messages(flow, &[Channel::children()], after, PAGE).await?;
+        let last = page.len() < PAGE;
+        after = page.last().map_or(after, |message| message.seq);
+        heard.extend(page);
+        if last {
+            return Ok(heard);
+        }
+    }
+}
+
+/// Asks the log, again for as long as it cannot answer. Whoever drives the flow drops this future when the lease is
+/// gone.
+pub(crate) async fn persist<T, F>(ask: impl Fn() -> F, flow: &FlowId) -> Result<T, ergon_storage::Error>
+where
+    F: Future<Output = Result<T, ergon_storage::Error>>,
+{
     const FIRST: Duration = Duration::from_millis(5);
     const LONGEST: Duration = Duration::from_secs(1);
     let mut delay = FIRST;
     loop {
-        match log.commit(commit.clone()).await {
+        match ask().await {
             Err(error) if error.is_retryable() => {
-                tracing::warn!(flow = %commit.lease.flow, %error, ?delay, "the log cannot answer, trying again");
+                tracing::warn!(%flow, %error, ?delay, "the log cannot answer, trying again");
                 tokio::time::sleep(delay).await;
                 delay = (delay * 2).min(LONGEST);
             }

@@ -24,6 +24,15 @@ pub enum ErrorKind {
     Cancelled,
     /// Something was asked for that cannot be done.
     Invalid,
+    /// A child flow was not started, because its id belongs to another flow.
+    Conflict,
+    /// There is no such flow.
+    NotFound,
+    /// The flow has ended.
+    Finished,
+    /// Whether a step that runs at most once has done its work is unknown: its process died, or lost its lease, before
+    /// the outcome was durable.
+    UnknownOutcome,
 }
 
 /// An error that can be recorded: what steps and flows fail with that have no error type of their own.
@@ -49,6 +58,8 @@ pub enum ErrorKind {
 /// assert!(error.is_retryable());
 /// assert_eq!(error.to_string(), "invalid digit found in string");
 /// assert!(!Error::permanent("no such customer").is_retryable());
+/// let busy = Error::new("too many requests").with_retry_after(std::time::Duration::from_secs(30));
+/// assert_eq!(busy.retry_after(), Some(std::time::Duration::from_secs(30)));
 /// ```
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Error {
@@ -58,6 +69,8 @@ pub struct Error {
     causes: Vec<String>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     permanent: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retry_after: Option<Duration>,
 }
 
 impl Error {
@@ -78,12 +91,34 @@ impl Error {
         self
     }
 
+    /// The same error; a step that fails with it is tried again this much later, if the policy has another attempt: see
+    /// [`Retryable::retry_after`](crate::Retryable::retry_after).
+    #[must_use]
+    pub fn with_retry_after(mut self, retry_after: Duration) -> Self {
+        self.retry_after = Some(retry_after);
+        self
+    }
+
     pub(crate) fn of(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), causes: Vec::new(), permanent: false }
+        Self { kind, message: message.into(), causes: Vec::new(), permanent: false, retry_after: None }
+    }
+
+    /// The same error, with something else to be said about it.
+    pub(crate) fn and(mut self, more: &impl fmt::Display) -> Self {
+        self.message = format!("{}; {more}", self.message);
+        self
     }
 
     pub(crate) fn timeout(what: &str, limit: Duration) -> Self {
         Self::of(ErrorKind::Timeout, format!("{what} exceeded its time limit of {}", humantime::format_duration(limit)))
+    }
+
+    pub(crate) fn unknown_outcome(what: &str) -> Self {
+        let message = format!(
+            "the outcome of {what} is unknown: its process died, or lost its lease, before it was recorded, and it runs \
+             at most once; find out what it has done, and have the flow go on from there"
+        );
+        Self::of(ErrorKind::UnknownOutcome, message).into_permanent()
     }
 
     pub(crate) fn panic(what: &str, payload: &(dyn std::any::Any + Send)) -> Self {
@@ -103,6 +138,12 @@ impl Error {
     /// True unless it was declared permanent: whether a step that fails with it is tried again.
     pub fn is_retryable(&self) -> bool {
         !self.permanent
+    }
+
+    /// After how long a step that fails with it is tried again, in place of what the policy says; `None` leaves that to
+    /// the policy.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
     }
 
     /// The messages of the causes, nearest first.

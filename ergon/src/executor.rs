@@ -7,15 +7,19 @@ use std::{
     time::Duration,
 };
 
-use ergon_storage::{ClaimRequest, ClaimTarget, Enqueued, ErrorKind, ExecutionLog, FlowId, FlowState, NewFlow, Topic};
+use ergon_storage::{
+    ClaimRequest, ClaimTarget, Commit, Enqueued, ErrorKind, ExecutionLog, FlowId, FlowState, NewFlow, Next, Topic,
+};
 
 use crate::{
     StorageError,
     context::{Env, States},
-    drive::{Control, Drive, DriveOptions, Driven, load},
+    drive::{Control, Drive, DriveOptions, Driven, MESSAGES_MAX, complete, load},
     flow::{Flow, FlowDef},
     handle::{FlowError, FlowHandle},
     machine::Machine,
+    meter::{Origin, metered},
+    middleware::{Layers, Middleware},
     scheduler::Entry,
     worker::{Worker, build_id, leases::Leases},
 };
@@ -64,6 +68,7 @@ const FALLBACK: Duration = Duration::from_secs(5);
 pub struct Executor {
     log: Arc<dyn ExecutionLog>,
     states: States,
+    layers: Layers,
     lease: Duration,
     options: DriveOptions,
 }
@@ -75,12 +80,14 @@ impl Executor {
     /// An executor on this log.
     pub fn new(log: impl ExecutionLog) -> Self {
         Self {
-            log: Arc::new(log),
+            log: metered(Arc::new(log)),
             states: States::default(),
+            layers: Layers::default(),
             lease: Duration::from_secs(5),
             options: DriveOptions {
                 moment: Duration::from_secs(60),
                 patience: Duration::from_secs(1),
+                cancel_grace: Duration::from_secs(5),
                 build: build_id(),
             },
         }
@@ -90,6 +97,13 @@ impl Executor {
     #[must_use]
     pub fn with_state<T: Send + Sync + 'static>(mut self, state: T) -> Self {
         self.states.insert(state);
+        self
+    }
+
+    /// Surrounds flows and steps with this code, inside of what was given before it.
+    #[must_use]
+    pub fn middleware(mut self, middleware: impl Middleware) -> Self {
+        self.layers.push(middleware);
         self
     }
 
@@ -114,6 +128,8 @@ impl Executor {
     }
 
     async fn execute<F: Flow>(&self, new: NewFlow) -> Result<F::Output, FlowError<F::Error>> {
+        let def = FlowDef::of::<F>();
+        def.check(&*self.log)?;
         let (id, version) = (new.id.clone(), new.version);
         let conflict = |message: String| StorageError::new(ErrorKind::Conflict, message).with_flow(&id);
         match self.log.enqueue(vec![new]).await?.first() {
@@ -138,12 +154,8 @@ impl Executor {
             _ => {}
         }
         let handle = FlowHandle::<F::Output, F::Error>::new(Arc::clone(&self.log), id.clone(), false);
-        let env = Arc::new(Env {
-            clock: self.log.clock(),
-            states: self.states.clone(),
-            payload_bytes_max: self.log.limits().payload_bytes_max,
-        });
-        let def = FlowDef::of::<F>();
+        let layers = self.layers.clone();
+        let env = Arc::new(Env { layers, ..Env::new(Arc::clone(&self.log), self.states.clone()) });
         let mut watch = self.log.watch(Topic::Flow(id.clone()));
         let mut parked = None;
         loop {
@@ -175,22 +187,29 @@ impl Executor {
     ) -> Result<Option<ergon_storage::Timestamp>, StorageError> {
         let mut request = ClaimRequest::new("executor", ClaimTarget::Flow(id.clone()));
         request.lease = self.lease;
+        request.messages_max = MESSAGES_MAX;
         let until = self.log.clock().now().saturating_add(self.lease);
         let mut claimed = self.log.claim(request).await?;
-        let Some(flow) = claimed.flows.pop() else { return Ok(claimed.next_due_at) };
-        let (lease, deadline_at) = (flow.lease.clone(), flow.info.deadline_at);
+        let Some(mut flow) = claimed.flows.pop() else { return Ok(claimed.next_due_at) };
+        let (lease, info) = (flow.lease.clone(), flow.info.clone());
+        let meter = env.meters.flow(&info.flow_type);
         let machine = match parked.take() {
             Some(machine) if machine.fits(&flow) => {
+                meter.claimed(&info, Origin::Memory);
                 machine.flow().journal().receive(flow.messages);
                 machine
             }
-            _ => Box::new(load(&*self.log, env, def, flow).await?),
+            _ => {
+                meter.claimed(&info, Origin::Log);
+                complete(&*self.log, &mut flow).await?;
+                Box::new(load(env, def, flow))
+            }
         };
         let control = Arc::new(Control::new(until));
         let drive = Drive::new(
             Arc::clone(&self.log),
             lease.clone(),
-            deadline_at,
+            info.deadline_at,
             self.options.clone(),
             Arc::clone(&control),
             machine,
@@ -206,9 +225,20 @@ impl Executor {
             }
         };
         let driven = tokio::select! {
-            driven = drive.run() => driven,
-            () = renew => Driven::Lost,
+            driven = Box::pin(env.layers.flow(&info, drive.run())) => driven,
+            () = renew => Ok(Driven::Lost),
         };
+        let driven = match driven {
+            Ok(driven) => driven,
+            Err(error) => {
+                let mut commit = Commit::new(lease, 1);
+                let reason = format!("a middleware refused the flow: {error:#}");
+                commit.next = Next::Stall { reason: reason.into(), build: Arc::clone(&self.options.build) };
+                self.log.commit(commit).await?;
+                Driven::Ended(FlowState::Stalled)
+            }
+        };
+        meter.driven(&driven, &info, self.log.clock().now());
         if let Driven::Suspended(machine) = driven {
             *parked = Some(machine);
         }

@@ -3,12 +3,14 @@
 use std::{fmt, marker::PhantomData, time::Duration};
 
 use bytes::Bytes;
+use ergon_storage::{Database, ErrorKind as LogErrorKind, ExecutionLog};
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{codec, error::Error, retry::Retryable};
+use crate::{StorageError, codec, error::Error, retry::Retryable};
 
-/// A type whose values can be recorded as the input of a flow. Implemented by `#[flow_type]` on a struct.
+/// A type whose values can be recorded as the input of a flow. Implemented by `#[flow_type]` on a struct, and by
+/// `#[flow]` on a function, for the type of its arguments.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a flow type",
     label = "put `#[flow_type]` on the struct too",
@@ -21,7 +23,7 @@ pub trait FlowType: Serialize + DeserializeOwned + Send + Sync + 'static {
     const VERSION: u32;
 }
 
-/// A durable flow. Implemented by `#[flow_type]` on the type's impl block.
+/// A durable flow. Implemented by `#[flow_type]` on the type's impl block, and by `#[flow]` on a function.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a flow",
     label = "has no `#[flow]` method",
@@ -41,8 +43,11 @@ pub trait Flow: FlowType {
     /// The names of its steps.
     const STEPS: &'static [&'static str];
 
+    /// Its steps that are transactions of the log's database, and whose.
+    const TRANSACTIONS: &'static [(&'static str, Database)] = &[];
+
     /// Its code. Makes sense only within the engine, which polls it.
-    fn execute(&self) -> BoxFuture<'_, Result<Self::Output, Self::Error>>;
+    fn execute(self) -> BoxFuture<'static, Result<Self::Output, Self::Error>>;
 
     /// What its error type can do.
     fn error_caps() -> ErrorCaps<Self::Error>;
@@ -71,6 +76,8 @@ pub struct ErrorCaps<E> {
     pub from_error: Option<fn(Error) -> E>,
     /// Says whether trying again can help, where it implements [`Retryable`].
     pub is_retryable: Option<fn(&E) -> bool>,
+    /// Says when trying again can help, where it implements [`Retryable`].
+    pub retry_after: Option<fn(&E) -> Option<Duration>>,
 }
 
 impl<E> Clone for ErrorCaps<E> {
@@ -86,6 +93,7 @@ impl<E> fmt::Debug for ErrorCaps<E> {
         f.debug_struct("ErrorCaps")
             .field("from_error", &self.from_error.is_some())
             .field("is_retryable", &self.is_retryable.is_some())
+            .field("retry_after", &self.retry_after.is_some())
             .finish()
     }
 }
@@ -136,15 +144,21 @@ impl<E> FromErrorNo<E> for &Probe<E> {
     }
 }
 
-/// `E` says whether trying again can help.
+/// `E` says whether trying again can help, and when.
 pub trait RetryableYes<E> {
     /// How.
     fn is_retryable(&self) -> Option<fn(&E) -> bool>;
+    /// How.
+    fn retry_after(&self) -> Option<fn(&E) -> Option<Duration>>;
 }
 
 impl<E: Retryable> RetryableYes<E> for Probe<E> {
     fn is_retryable(&self) -> Option<fn(&E) -> bool> {
         Some(<E as Retryable>::is_retryable)
+    }
+
+    fn retry_after(&self) -> Option<fn(&E) -> Option<Duration>> {
+        Some(<E as Retryable>::retry_after)
     }
 }
 
@@ -152,10 +166,16 @@ impl<E: Retryable> RetryableYes<E> for Probe<E> {
 pub trait RetryableNo<E> {
     /// Not at all.
     fn is_retryable(&self) -> Option<fn(&E) -> bool>;
+    /// Not at all.
+    fn retry_after(&self) -> Option<fn(&E) -> Option<Duration>>;
 }
 
 impl<E> RetryableNo<E> for &Probe<E> {
     fn is_retryable(&self) -> Option<fn(&E) -> bool> {
+        None
+    }
+
+    fn retry_after(&self) -> Option<fn(&E) -> Option<Duration>> {
         None
     }
 }
@@ -168,7 +188,11 @@ macro_rules! __error_caps {
         #[allow(unused_imports)]
         use $crate::__private::{FromErrorNo as _, FromErrorYes as _, RetryableNo as _, RetryableYes as _};
         let probe = $crate::__private::Probe::<$error>::new();
-        $crate::__private::ErrorCaps { from_error: (&probe).from_error(), is_retryable: (&probe).is_retryable() }
+        $crate::__private::ErrorCaps {
+            from_error: (&probe).from_error(),
+            is_retryable: (&probe).is_retryable(),
+            retry_after: (&probe).retry_after(),
+        }
     }};
 }
 
@@ -183,8 +207,17 @@ pub(crate) enum Failure<E> {
 /// How the code of a flow ended.
 #[derive(Debug)]
 pub(crate) enum FlowEnd {
-    Completed { result: Bytes },
-    Failed { error: Bytes, reason: String },
+    Completed {
+        result: Bytes,
+    },
+    Failed {
+        error: Bytes,
+        reason: String,
+    },
+    /// Its next run has this value.
+    Continued {
+        input: Bytes,
+    },
 }
 
 impl FlowEnd {
@@ -201,6 +234,7 @@ pub(crate) struct FlowDef {
     pub(crate) name: &'static str,
     pub(crate) version: u32,
     pub(crate) rust_type: &'static str,
+    transactions: &'static [(&'static str, Database)],
     pub(crate) begin: fn(input: &[u8], limit: usize) -> Result<FlowFuture, Error>,
 }
 
@@ -212,8 +246,26 @@ impl FlowDef {
             name: <F as Flow>::NAME,
             version: <F as Flow>::VERSION,
             rust_type: std::any::type_name::<F>(),
+            transactions: F::TRANSACTIONS,
             begin: begin::<F>,
         }
+    }
+}
+
+impl FlowDef {
+    /// Refuses a log that lends no such transactions as the flow's steps need.
+    pub(crate) fn check(&self, log: &dyn ExecutionLog) -> Result<(), StorageError> {
+        let has = log.database();
+        let Some((step, wanted)) = self.transactions.iter().find(|(_, wanted)| has != Some(*wanted)) else {
+            return Ok(());
+        };
+        let has = has.map_or_else(|| "lends none".to_owned(), |has| format!("lends those of {has}"));
+        let message = format!(
+            "the step {step:?} of the flow {:?} is a transaction of {wanted}, and this log {has}; take another log, or \
+             make it a step without `transaction`",
+            self.name
+        );
+        Err(StorageError::new(LogErrorKind::Unsupported, message))
     }
 }
 

@@ -8,7 +8,15 @@ use ergon_storage::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{StorageError, codec, error::Error, flow::Failure, signal, timeline::History};
+use crate::{
+    StorageError, codec,
+    error::Error,
+    flow::Failure,
+    mailbox::Mailbox,
+    progress::{self, Items, Status, StatusWatch},
+    signal,
+    timeline::History,
+};
 
 /// How long a waiting handle trusts that a hint will come before it looks by itself.
 const FALLBACK: Duration = Duration::from_secs(5);
@@ -54,6 +62,29 @@ impl<T, E> FlowHandle<T, E> {
         History::read(&*self.log, &self.id).await
     }
 
+    /// The last value that the flow or one of its steps has said with [`set_status`](crate::set_status); `None` when none
+    /// has.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] when there is no such flow (any more), [`ErrorKind::Corrupt`] when the value cannot be read
+    /// as an `S`.
+    pub async fn status_value<S: DeserializeOwned>(&self) -> Result<Option<Status<S>>, StorageError> {
+        progress::last_status(&*self.log, &self.id).await
+    }
+
+    /// The values that the flow and its steps say with [`set_status`](crate::set_status), as they come: woken by the log,
+    /// without asking it again and again.
+    pub fn watch_status<S: DeserializeOwned>(&self) -> StatusWatch<S> {
+        StatusWatch::new(Arc::clone(&self.log), self.id.clone())
+    }
+
+    /// The items that the flow and its steps [`emit`](crate::emit) to the stream of this name, as they come: woken by the
+    /// log, without asking it again and again.
+    pub fn stream<I: DeserializeOwned>(&self, name: &str) -> Items<I> {
+        Items::new(Arc::clone(&self.log), self.id.clone(), name)
+    }
+
     /// Sends the flow a signal, and wakes it if it waits for one of this name.
     ///
     /// # Errors
@@ -77,7 +108,30 @@ impl<T, E> FlowHandle<T, E> {
         send(&*self.log, &self.id, name, value, Some(key)).await
     }
 
-    /// Cancels the flow and its attached children, whatever they are doing.
+    /// Sends a message to one of the flow's mailboxes, and wakes the flow if it waits for one there.
+    ///
+    /// # Errors
+    ///
+    /// As [`signal`](Self::signal).
+    pub async fn send<M: Serialize>(&self, mailbox: &Mailbox<M>, message: &M) -> Result<(), StorageError> {
+        send(&*self.log, &self.id, mailbox.name(), message, None).await.map(drop)
+    }
+
+    /// As [`send`](Self::send), at most once: a second message to the flow with the same key is dropped, also after the
+    /// first one was taken.
+    ///
+    /// # Errors
+    ///
+    /// As [`signal`](Self::signal).
+    pub async fn send_once<M>(&self, mailbox: &Mailbox<M>, message: &M, key: &str) -> Result<Sent, StorageError>
+    where
+        M: Serialize,
+    {
+        send(&*self.log, &self.id, mailbox.name(), message, Some(key)).await
+    }
+
+    /// Cancels the flow and its attached children, whatever they are doing. Their steps are dropped; one that watches
+    /// for it is told first, see [`cancelled`](crate::cancelled()).
     ///
     /// # Errors
     ///
@@ -86,7 +140,13 @@ impl<T, E> FlowHandle<T, E> {
         self.log.cancel(&self.id, reason).await
     }
 
-    /// Lets a failed or stalled flow go on where it stopped.
+    /// Lets a failed or stalled flow go on where it stopped, with its messages and a time limit that begins anew.
+    ///
+    /// A flow that has failed makes those calls again whose failure it ended with: all that failed and were
+    /// followed by no other call. A child that failed runs again too, also one whose failure the flow has not heard of
+    /// yet; if the call wants another value for it by now, another child takes its place. What succeeded is not
+    /// repeated, and what the flow has dealt with, by doing something else, stays as it is: a flow that fails of its
+    /// own accord fails again, unless its code is another one by now.
     ///
     /// # Errors
     ///
@@ -140,8 +200,8 @@ impl<T: DeserializeOwned, E: DeserializeOwned> FlowHandle<T, E> {
         let reason = || record.info.reason.as_deref().unwrap_or("no reason given").to_owned();
         let what = || format!("the result of flow {:?}", self.id);
         Some(match record.info.state {
-            FlowState::Completed => codec::decode(&what(), &record.result).map_err(FlowError::Fault),
-            FlowState::Failed => Err(match codec::decode::<Failure<E>>(&what(), &record.result) {
+            FlowState::Completed => codec::decode(what(), &record.result).map_err(FlowError::Fault),
+            FlowState::Failed => Err(match codec::decode::<Failure<E>>(what(), &record.result) {
                 Ok(Failure::Error(error)) => FlowError::Failed(error),
                 Ok(Failure::Fault(error)) | Err(error) => FlowError::Fault(error),
             }),
@@ -162,7 +222,7 @@ pub(crate) async fn send<S: Serialize + ?Sized>(
 ) -> Result<Sent, StorageError> {
     let refuse = |kind, error: Error| StorageError::new(kind, error.to_string()).with_flow(to);
     signal::check_name(name).map_err(|error| refuse(ErrorKind::Invalid, error))?;
-    let payload = codec::encode(&format!("the signal {name:?}"), value, log.limits().payload_bytes_max)
+    let payload = codec::encode(format_args!("the signal {name:?}"), value, log.limits().payload_bytes_max)
         .map_err(|error| refuse(if error.is_retryable() { ErrorKind::Invalid } else { ErrorKind::TooLarge }, error))?;
     let mut message = NewMessage::new(to.clone(), Channel::signal(name), payload);
     if let Some(key) = key {

@@ -14,14 +14,14 @@ use std::{
     task::{self, Poll, Wake, Waker},
 };
 
-use ergon_storage::ClaimedFlow;
+use ergon_storage::{ClaimedFlow, Timestamp};
 use futures::task::AtomicWaker;
 
 use crate::{
-    context::{Context, FlowContext, Halt},
+    context::{Context, FlowContext, Halt, Within},
     error::Error,
     flow::{FlowEnd, FlowFuture},
-    journal::Divergence,
+    journal::{Divergence, Journal},
 };
 
 /// What must happen before a flow can go on.
@@ -43,16 +43,26 @@ pub(crate) enum Progress {
     Missing(Divergence),
 }
 
+/// What to do about a wait that is not durable.
+const WAIT: &str =
+    "it may go another way when it is replayed: do the waiting in a step, or with a durable timer or signal";
+
 /// Whether bodies of steps may start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Effects {
     Allowed,
-    /// The worker is shutting down: what runs may end, nothing new begins.
+    /// The worker is shutting down: what runs may end, nothing new begins. A body begins all the same of which it is
+    /// durable that it does, for no other worker would let it.
     Held,
+    /// The lease may have ended: what runs may end, nothing begins.
+    Lapsed,
+    /// Nothing may happen that did not happen before.
+    Replayed,
 }
 
 pub(crate) struct Machine {
-    context: Context,
+    flow: Arc<FlowContext>,
+    within: Within,
     future: FlowFuture,
     waker: Arc<RootWaker>,
     root: Waker,
@@ -60,35 +70,40 @@ pub(crate) struct Machine {
     awaited: bool,
     /// A wait that is not durable was reported once.
     reported: bool,
+    /// For how many turns in a row code that does not rest has held up whatever follows on an outcome that it has not
+    /// taken.
+    held_up: u32,
     suspended_at_epoch: u64,
 }
 
 impl Machine {
-    /// How often in a row a flow may ask to be polled again before others have a turn.
+    /// How often in a row a flow may ask to be polled again before anything else happens.
     const YIELDS_MAX: u32 = 32;
 
     pub(crate) fn new(flow: Arc<FlowContext>, future: FlowFuture) -> Self {
         let waker = Arc::new(RootWaker { woken: AtomicBool::new(true), task: AtomicWaker::new() });
         let root = Waker::from(Arc::clone(&waker));
         Self {
-            context: Context::of_flow(flow),
+            within: Within::new(Context::of_flow(Arc::clone(&flow))),
+            flow,
             future,
             waker,
             root,
             awaited: true,
             reported: false,
+            held_up: 0,
             suspended_at_epoch: u64::MAX,
         }
     }
 
     pub(crate) fn flow(&self) -> &Arc<FlowContext> {
-        &self.context.flow
+        &self.flow
     }
 
     /// True when this machine is where the log says that the flow is: the claim followed on the lease under which
     /// the flow was suspended, or the history still ends with the same record.
     pub(crate) fn fits(&self, claimed: &ClaimedFlow) -> bool {
-        let flow = &self.context.flow;
+        let flow = &self.flow;
         let ClaimedFlow { info, history, .. } = claimed;
         let (seq, last) = {
             let journal = flow.journal();
@@ -97,7 +112,7 @@ impl Machine {
         let unbroken = || self.suspended_at_epoch.checked_add(1) == Some(info.epoch);
         let unchanged =
             || history.len() == info.records as usize && history.last().map(|last| (last.seq, last.at)) == last;
-        flow.created_at == info.created_at && seq == info.records && (unbroken() || unchanged())
+        (flow.created_at, flow.run) == (info.created_at, info.run) && seq == info.records && (unbroken() || unchanged())
     }
 
     /// Notes under which lease the flow was suspended.
@@ -111,102 +126,161 @@ impl Machine {
         if self.waker.woken.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Polls the flow's code as far as it gets.
-    pub(crate) fn advance(&mut self, effects: Effects) -> Progress {
+    /// True when the flow was woken since the last pass.
+    pub(crate) fn is_woken(&self) -> bool {
+        self.waker.woken.load(Ordering::Acquire)
+    }
+
+    /// Polls the flow's code as far as it gets; `now` is the present instant.
+    pub(crate) fn advance(&mut self, effects: Effects, now: Timestamp) -> Progress {
+        let Self { flow, within, future, waker, root, awaited, reported, held_up, .. } = self;
         let mut yields = 0;
-        let flow = Arc::clone(&self.context.flow);
+        let mut now = now;
+        // Code has run since the clock was read, perhaps for long.
+        let mut late = false;
         loop {
-            if self.waker.woken.swap(false, Ordering::AcqRel) {
-                let polled = self.pass();
-                if let Some(halt) = flow.take_halt() {
-                    return match halt {
-                        Halt::Fault(error) => Progress::Ended(FlowEnd::fault(&error)),
-                        Halt::Stall(reason) => Progress::Stalled(reason),
-                    };
+            let mut restless = false;
+            let mut journal;
+            if waker.woken.swap(false, Ordering::AcqRel) {
+                let mut polled = pass(within, future, root);
+                match flow.take_halt() {
+                    None => {}
+                    Some(Halt::Fault(error)) => return Progress::Ended(FlowEnd::fault(&error)),
+                    Some(Halt::Stall(reason)) => return Progress::Stalled(reason),
+                    Some(Halt::Continue(input)) => {
+                        // The run is over: what its code holds is dropped, as it is when code returns.
+                        drop_code(flow, within, future);
+                        polled = Poll::Ready(FlowEnd::Continued { input });
+                    }
                 }
-                match self.seal() {
-                    Ok(()) => {}
-                    Err(progress) => return progress,
+                restless = waker.woken.load(Ordering::Acquire);
+                if restless && polled.is_pending() && yields < Self::YIELDS_MAX {
+                    // A combinator that yields, or one branch that has something for another. A combinator may poll its
+                    // branches in another order next time, so what the code calls until it rests belongs together.
+                    yields += 1;
+                    continue;
+                }
+                journal = flow.journal();
+                late = !journal.minds_time();
+                if !late {
+                    now = flow.env.clock.now();
+                }
+                if let Err(progress) = seal(flow, &mut journal, *awaited, reported, now) {
+                    return progress;
                 }
                 if let Poll::Ready(end) = polled {
-                    let mut journal = flow.journal();
                     if let Some(divergence) = journal.missing_call() {
                         return Progress::Stalled(divergence.to_string());
                     }
-                    journal.start_orphans(flow.env.clock.now());
+                    journal.start_orphans(now);
                     return Progress::Ended(end);
                 }
-                if self.waker.woken.load(Ordering::Acquire) {
-                    // Woken while it was polled: a combinator that yields, which changes nothing.
-                    yields += 1;
-                    if yields > Self::YIELDS_MAX {
-                        return Progress::Yield;
-                    }
-                    continue;
-                }
-                self.awaited = false;
+                // A body that wakes itself wakes the code with it, which is no sign of a wait that is not durable.
+                *awaited &= restless;
+            } else {
+                journal = flow.journal();
             }
-            let now = flow.env.clock.now();
-            let mut journal = flow.journal();
-            if journal.release(now) {
-                self.awaited = true;
-                self.waker.woken.store(true, Ordering::Release);
+            // While the code does not rest, one may follow on another only when that one was taken; or when the code has
+            // had so many turns that it is not on its way to take it.
+            let holds_up = restless && journal.hands_over() && *held_up < Self::YIELDS_MAX;
+            let released = match effects {
+                Effects::Replayed => journal.release_recorded() == Some(true),
+                _ => !holds_up && journal.release(now),
+            };
+            *held_up = if released || !restless { 0 } else { *held_up + u32::from(holds_up) };
+            if released {
+                *awaited = true;
+                waker.woken.store(true, Ordering::Release);
+                yields = 0;
                 continue;
             }
             if let Some(divergence) = journal.missing_call() {
                 return Progress::Missing(divergence);
             }
-            if journal.wants_grant(now) && effects == Effects::Allowed && !journal.must_flush() {
-                journal.grant(now);
-                self.waker.woken.store(true, Ordering::Release);
+            let begins = match effects {
+                Effects::Allowed => journal.wants_grant(now),
+                Effects::Held => journal.has_intended(),
+                Effects::Lapsed | Effects::Replayed => false,
+            };
+            if begins && effects == Effects::Allowed {
+                journal.intend(now);
+            }
+            if begins && !journal.must_flush() {
+                if std::mem::take(&mut late) {
+                    now = flow.env.clock.now();
+                }
+                match effects {
+                    Effects::Allowed => journal.grant(now),
+                    _ => journal.grant_intended(now),
+                }
+                waker.woken.store(true, Ordering::Release);
+                yields = 0;
                 continue;
             }
-            return if journal.has_batch() { Progress::Flush } else { Progress::Wait };
+            return match (journal.has_batch(), restless) {
+                (true, _) => Progress::Flush,
+                (false, true) => Progress::Yield,
+                (false, false) => Progress::Wait,
+            };
         }
     }
+}
 
-    fn pass(&mut self) -> Poll<FlowEnd> {
-        let mut cx = task::Context::from_waker(&self.root);
-        let future = &mut self.future;
-        // Out of tokio's budget a combinator would return without having polled its branches, and the outcome just
-        // released would not be taken before the next one is.
-        let polled = catch_unwind(AssertUnwindSafe(|| {
-            self.context.enter(|| pin!(tokio::task::unconstrained(future.as_mut())).poll(&mut cx))
-        }));
-        polled.unwrap_or_else(|panic| Poll::Ready(FlowEnd::fault(&Error::panic("the flow", &*panic))))
+/// Polls the flow's code once.
+fn pass(within: &mut Within, future: &mut FlowFuture, root: &Waker) -> Poll<FlowEnd> {
+    let mut cx = task::Context::from_waker(root);
+    // Out of tokio's budget a combinator would return without having polled its branches, and the outcome just
+    // released would not be taken before the next one is.
+    let polled = catch_unwind(AssertUnwindSafe(|| {
+        within.run(|| pin!(tokio::task::unconstrained(future.as_mut())).poll(&mut cx))
+    }));
+    polled.unwrap_or_else(|panic| Poll::Ready(FlowEnd::fault(&Error::panic("the flow", &*panic))))
+}
+
+/// Settles the places of the calls made in a pass; `awaited` says whether the code had reason to go on.
+fn seal(
+    flow: &FlowContext,
+    journal: &mut Journal,
+    awaited: bool,
+    reported: &mut bool,
+    now: Timestamp,
+) -> Result<(), Progress> {
+    // Code that goes on for no reason that is recorded is reported with the first call that it makes.
+    let unfounded = if awaited { None } else { journal.first_made() };
+    let sealed = journal.seal(now);
+    if let Some(refusal) = journal.take_refusal() {
+        let error = crate::context::invalid(format!("{}: {}", refusal.call, refusal.message));
+        return Err(Progress::Ended(FlowEnd::fault(&error)));
     }
-
-    fn seal(&mut self) -> Result<(), Progress> {
-        let flow = &self.context.flow;
-        let mut journal = flow.journal();
-        let first = journal.seal(flow.env.clock.now());
-        if let Some(refusal) = journal.take_refusal() {
-            let error = crate::context::invalid(format!("{}: {}", refusal.call, refusal.message));
-            return Err(Progress::Ended(FlowEnd::fault(&error)));
+    match (sealed, unfounded) {
+        (Err(divergence), _) => Err(Progress::Stalled(divergence.to_string())),
+        (Ok(()), Some(call)) if flow.env.observer.is_some() => {
+            let message = format!("the flow waited for something that is not durable before it called {call}; {WAIT}");
+            Err(Progress::Ended(FlowEnd::fault(&crate::context::invalid(message))))
         }
-        match first {
-            Err(divergence) => Err(Progress::Stalled(divergence.to_string())),
-            Ok(Some(call)) if !self.awaited && !self.reported => {
-                self.reported = true;
-                tracing::warn!(
-                    flow = %flow.id,
-                    "the flow waited for something that is not durable before it called {call}; it may go another \
-                     way when it is replayed: do the waiting in a step, or with a durable timer or signal"
-                );
-                Ok(())
-            }
-            Ok(_) => Ok(()),
+        (Ok(()), Some(call)) if !*reported => {
+            *reported = true;
+            tracing::warn!(
+                flow = %flow.id,
+                "the flow waited for something that is not durable before it called {call}; {WAIT}"
+            );
+            Ok(())
         }
+        (Ok(()), _) => Ok(()),
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // What the code owns is dropped within its context, and a panic in doing so must not spread.
-        let future = std::mem::replace(&mut self.future, Box::pin(std::future::pending()));
-        if catch_unwind(AssertUnwindSafe(|| self.context.enter(|| drop(future)))).is_err() {
-            tracing::warn!(flow = %self.context.flow.id, "a value of the flow panicked when it was dropped");
-        }
+        drop_code(&self.flow, &mut self.within, &mut self.future);
+    }
+}
+
+/// Drops what the code owns, within its context; a panic in doing so must not spread.
+fn drop_code(flow: &FlowContext, within: &mut Within, future: &mut FlowFuture) {
+    let future = std::mem::replace(future, Box::pin(std::future::pending()));
+    if catch_unwind(AssertUnwindSafe(|| within.run(|| drop(future)))).is_err() {
+        tracing::warn!(flow = %flow.id, "a value of the flow panicked when it was dropped");
     }
 }
 
@@ -224,5 +298,101 @@ impl Wake for RootWaker {
     fn wake_by_ref(self: &Arc<Self>) {
         self.woken.store(true, Ordering::Release);
         self.task.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ergon_storage::{
+        ClaimRequest, ClaimTarget, Commit, ExecutionLog, FlowId, InMemoryExecutionLog, ManualClock, NewFlow, Next,
+        Record, Timestamp,
+    };
+
+    use super::*;
+    use crate::{
+        context::{Env, Identity, States},
+        meter::Meters,
+        middleware::Layers,
+    };
+
+    const AT: Timestamp = Timestamp::from_micros(1_000_000);
+
+    /// A claim of a flow with three records.
+    async fn claimed() -> ClaimedFlow {
+        let clock = ManualClock::new();
+        let log = InMemoryExecutionLog::new().with_clock(Arc::new(clock));
+        let id = FlowId::new("flow").unwrap();
+        log.enqueue(vec![NewFlow::new(id.clone(), "Type", 1, "")]).await.unwrap();
+        let request = || ClaimRequest::new("worker", ClaimTarget::Flow(id.clone()));
+        let first = log.claim(request()).await.unwrap().flows.remove(0);
+        let mut commit = Commit::new(first.lease, 1);
+        commit.records = (1..=3).map(record).collect();
+        commit.next = Next::Suspend(ergon_storage::Wake { at: Some(Timestamp::EPOCH), channels: Vec::new() });
+        log.commit(commit.clone()).await.unwrap();
+        log.release(&commit.lease).await.unwrap();
+        log.claim(request()).await.unwrap().flows.remove(0)
+    }
+
+    fn record(seq: u32) -> Record {
+        Record {
+            seq,
+            at: AT.saturating_add(Duration::from_secs(seq.into())),
+            path: ergon_storage::CallPath::top(seq),
+            kind: ergon_storage::CallKind::Step,
+            phase: ergon_storage::Phase::Completed,
+            name: "step".into(),
+            args_hash: 0,
+            attempt: 1,
+            started_at: AT,
+            due_at: None,
+            reference: None,
+            payload: "null".into(),
+        }
+    }
+
+    /// The machine of that flow, suspended with these records under this epoch.
+    fn machine(claimed: &ClaimedFlow, records: Vec<Record>, epoch: u64) -> Machine {
+        let states = States::default();
+        let (clock, meters) = (Arc::new(ManualClock::new()), Meters::default());
+        let env =
+            Env { clock, states, payload_bytes_max: 1, observer: None, log: None, meters, layers: Layers::default() };
+        let journal = Journal::new(records, AT);
+        let flow = FlowContext::new(Identity::of(&claimed.info), Arc::new(env), journal);
+        let mut machine = Machine::new(Arc::new(flow), Box::pin(std::future::pending()));
+        machine.suspended(epoch);
+        machine
+    }
+
+    #[tokio::test]
+    async fn a_parked_machine_is_used_only_where_its_flow_still_is() {
+        let claimed = claimed().await;
+        assert_eq!((claimed.info.epoch, claimed.history.len()), (2, 3));
+        let records = || (1..=3).map(record).collect::<Vec<_>>();
+        let fits = |records, epoch, claimed: &ClaimedFlow| machine(claimed, records, epoch).fits(claimed);
+        assert!(fits(records(), 1, &claimed), "nobody had the flow since");
+        // Others had it, but added nothing, and the whole history is there to show it.
+        let others =
+            ClaimedFlow { info: ergon_storage::FlowInfo { epoch: 7, ..claimed.info.clone() }, ..claimed.clone() };
+        assert!(fits(records(), 1, &others));
+        let mut page = others.clone();
+        page.history.truncate(2);
+        assert!(!fits(records(), 1, &page), "it cannot be told");
+        // Others had it, and it has as many records as before, but not the same.
+        let mut others = others;
+        others.history[2].at = AT;
+        assert!(!fits(records(), 1, &others));
+        assert!(!fits(records()[..2].to_vec(), 1, &claimed), "it went on elsewhere");
+        let mut anew = claimed.clone();
+        anew.info.created_at = AT;
+        assert!(!machine(&claimed, records(), 1).fits(&anew), "another flow of the same id");
+        // Two runs that have recorded nothing look alike but for their numbers.
+        let mut next_run = claimed.clone();
+        (next_run.info.run, next_run.info.records) = (2, 0);
+        next_run.history.clear();
+        assert!(!machine(&claimed, Vec::new(), 1).fits(&next_run), "another run of the same flow");
+        next_run.info.run = 1;
+        assert!(machine(&claimed, Vec::new(), 1).fits(&next_run));
     }
 }

@@ -26,11 +26,13 @@ use rand::{Rng, SeedableRng, rngs::SmallRng, seq::SliceRandom};
 
 use crate::{
     __private::{StepSpec, error_caps},
-    context::{Env, FlowContext, States},
+    context::{Env, FlowContext, Identity, States},
     error::Error,
     flow::FlowEnd,
     journal::Journal,
     machine::{Effects, Machine, Progress},
+    meter::Meters,
+    middleware::Layers,
     retry::RetryPolicy,
 };
 
@@ -173,9 +175,14 @@ impl Generator {
 }
 
 const POLICY: RetryPolicy = RetryPolicy::new().max_attempts(3).backoff(Duration::from_millis(300));
-const NAMES: [StepSpec; 3] =
-    [StepSpec::new("a").retry(POLICY), StepSpec::new("b").retry(POLICY), StepSpec::new("c").retry(POLICY)];
-static SPECS: [StepSpec; 3] = NAMES;
+const LIMIT: Duration = Duration::from_millis(600);
+const NAMES: [StepSpec; 4] = [
+    StepSpec::new("a").retry(POLICY),
+    StepSpec::new("b").retry(POLICY),
+    StepSpec::new("c").retry(POLICY),
+    StepSpec::new("limited").retry(POLICY).timeout(LIMIT),
+];
+static SPECS: [StepSpec; 4] = NAMES;
 
 // ---- the world around one life of a flow -----------------------------------------------------------------
 
@@ -409,12 +416,30 @@ fn live(seed: u64, life: u64, program: &Op, from: Durable, sent: Vec<Message>, c
         shuffle: Mutex::new(Some(SmallRng::seed_from_u64(mix([seed, life, 1])))),
         ..World::default()
     });
-    let env = Env { clock: Arc::new(clock.clone()), states: States::default(), payload_bytes_max: 1 << 20 };
+    let (states, meters) = (States::default(), Meters::default());
+    let env = Env {
+        clock: Arc::new(clock.clone()),
+        states,
+        payload_bytes_max: 1 << 20,
+        observer: None,
+        log: None,
+        meters,
+        layers: Layers::default(),
+    };
     let mut journal = Journal::new(from.records.clone(), Timestamp::EPOCH);
     let mut durable = Durable { seen: 0, ..from };
+    let consumed_before = durable.consumed.clone();
     journal.receive(sent.iter().filter(|message| !durable.consumed.contains(&message.seq)).cloned());
     let mut sent = sent;
-    let flow = FlowContext::new(FlowId::new("flow").unwrap(), Timestamp::EPOCH, "q".into(), Arc::new(env), journal);
+    let identity = Identity {
+        id: FlowId::new("flow").unwrap(),
+        flow_type: "Flow".into(),
+        version: 1,
+        run: 1,
+        created_at: Timestamp::EPOCH,
+        queue: "q".into(),
+    };
+    let flow = FlowContext::new(identity, Arc::new(env), journal);
     let flow = Arc::new(flow);
     let code = run(program.clone(), Arc::clone(&world), false);
     let future = Box::pin(async move {
@@ -434,13 +459,17 @@ fn live(seed: u64, life: u64, program: &Op, from: Durable, sent: Vec<Message>, c
             durable.records.push(record);
         }
         for seq in batch.consumed {
-            assert!(durable.consumed.insert(seq), "seed {seed}: message {seq} was consumed twice");
+            // One that an earlier life has consumed is not in the mailbox: to name it again does nothing.
+            let is_new = durable.consumed.insert(seq) || consumed_before.contains(&seq);
+            assert!(is_new, "seed {seed}: message {seq} was consumed twice");
         }
         durable.seen = world.seen.lock().unwrap().len();
         flow.journal().flushed();
     };
     let result = loop {
-        match machine.advance(Effects::Allowed) {
+        let overdue = flow.journal().overdue(now(clock));
+        flow.journal().looked(overdue);
+        match machine.advance(Effects::Allowed, now(clock)) {
             Progress::Ended(FlowEnd::Completed { result }) => {
                 flush(&mut durable);
                 break result;
@@ -491,10 +520,14 @@ fn now(clock: &ManualClock) -> Timestamp {
 fn check_history(seed: u64, records: &[Record], sent: &[Message]) {
     let mut outcomes = HashMap::new();
     let mut due = HashMap::new();
+    let mut limits = HashMap::new();
     for record in records {
         let path = record.path.to_string();
+        if &*record.name == "limited" {
+            check_limit(seed, &mut limits, record);
+        }
         assert!(!outcomes.contains_key(&path), "seed {seed}: call {path} has a record after its outcome: {records:#?}");
-        if record.phase == Phase::Pending {
+        if record.phase == Phase::Pending && record.kind != CallKind::Step {
             due.insert(path.clone(), record.due_at.unwrap());
         }
         if record.phase.is_outcome() {
@@ -508,6 +541,28 @@ fn check_history(seed: u64, records: &[Record], sent: &[Message]) {
                 assert!(known, "seed {seed}: signal {path} has a value that nobody sent");
             }
         }
+    }
+}
+
+/// An attempt ends at the instant that was fixed for it, however often its body starts again, and not before.
+fn check_limit(seed: u64, limits: &mut HashMap<String, (u32, Timestamp, Timestamp)>, record: &Record) {
+    let path = record.path.to_string();
+    let limit_at = record.started_at.saturating_add(LIMIT);
+    if record.phase == Phase::Pending {
+        assert_eq!(record.due_at, Some(limit_at), "seed {seed}: the limit of step {path}");
+        let known = limits.insert(path.clone(), (record.attempt, record.started_at, limit_at));
+        assert!(known.is_none(), "seed {seed}: step {path} got a limit twice");
+        return;
+    }
+    if let Some((attempt, started_at, _)) = limits.remove(&path) {
+        assert_eq!(
+            (record.attempt, record.started_at),
+            (attempt, started_at),
+            "seed {seed}: the attempt of step {path}"
+        );
+    }
+    if String::from_utf8_lossy(&record.payload).contains("time limit") {
+        assert!(record.at >= limit_at, "seed {seed}: step {path} had less time than its limit");
     }
 }
 

@@ -114,10 +114,10 @@ impl Default for RetryPolicy {
     }
 }
 
-/// Lets an error say whether trying again can help.
+/// Lets an error say whether trying again can help, and when.
 ///
-/// Without it every error of a step is tried again, up to the policy. `ergon::Error` has
-/// [`permanent`](crate::Error::permanent) for the same purpose.
+/// Without it every error of a step is tried again, up to the policy and when the policy says. `ergon::Error` has
+/// [`permanent`](crate::Error::permanent) and [`with_retry_after`](crate::Error::with_retry_after) for the same purpose.
 ///
 /// # Examples
 ///
@@ -129,23 +129,51 @@ impl Default for RetryPolicy {
 /// enum ChargeError {
 ///     Declined,
 ///     Unreachable,
+///     TooMany { again_in_secs: u64 },
 /// }
 ///
 /// impl Retryable for ChargeError {
 ///     fn is_retryable(&self) -> bool {
-///         matches!(self, ChargeError::Unreachable)
+///         !matches!(self, ChargeError::Declined)
+///     }
+///
+///     fn retry_after(&self) -> Option<Duration> {
+///         match self {
+///             ChargeError::TooMany { again_in_secs } => Some(Duration::from_secs(*again_in_secs)),
+///             _ => None,
+///         }
 ///     }
 /// }
+/// # use std::time::Duration;
 ///
 /// assert!(!ChargeError::Declined.is_retryable());
+/// assert_eq!(ChargeError::Unreachable.retry_after(), None);
+/// assert_eq!(ChargeError::TooMany { again_in_secs: 90 }.retry_after(), Some(Duration::from_secs(90)));
 /// ```
 pub trait Retryable {
     /// False when the step must not be tried again with this outcome.
     fn is_retryable(&self) -> bool;
+
+    /// How long after this failure the next attempt may begin at the earliest; `None`, the default, leaves that to the
+    /// policy.
+    ///
+    /// It takes the place of the policy's delay, also when that is longer: neither
+    /// [`max_backoff`](RetryPolicy::max_backoff) nor [`jitter`](RetryPolicy::jitter) changes it. Whether there is a next
+    /// attempt is the policy's decision still. Zero is at once. The instant is recorded with the failed attempt: a
+    /// crash neither shortens nor restarts the wait, and a wait that is long costs no memory and no slot. One that would
+    /// end after the year 9999 is refused: the step fails with an error of the kind
+    /// [`Invalid`](crate::ErrorKind::Invalid).
+    fn retry_after(&self) -> Option<Duration> {
+        None
+    }
 }
 
 impl Retryable for crate::Error {
     fn is_retryable(&self) -> bool {
         crate::Error::is_retryable(self)
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        crate::Error::retry_after(self)
     }
 }

@@ -9,12 +9,15 @@ use std::{
 };
 
 use ergon_storage::{
-    Cancelled, Enqueued, ErrorKind, ExecutionLog, FlowId, FlowInfo, NewFlow, Retried, Start, Timestamp,
+    Cancelled, Enqueued, ErrorKind, ExecutionLog, Filter, FlowId, FlowInfo, Labels, NewFlow, Retried, Start, Timestamp,
 };
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::{StorageError, codec, flow::Flow, handle, handle::FlowHandle, timeline::History};
+use crate::{
+    StorageError, admin::Admin, codec, flow::Flow, flow_ref::FlowRef, handle, handle::FlowHandle, mailbox::Mailbox,
+    meter::metered, timeline::History,
+};
 
 /// Puts flows on the queue. Cheap to clone; needs no worker in the same process.
 ///
@@ -52,12 +55,15 @@ use crate::{StorageError, codec, flow::Flow, handle, handle::FlowHandle, timelin
 #[derive(Clone)]
 pub struct Scheduler {
     log: Arc<dyn ExecutionLog>,
+    /// The same, with what is measured of it.
+    timed: Arc<dyn ExecutionLog>,
 }
 
 impl Scheduler {
     /// A scheduler for this log.
     pub fn new(log: impl ExecutionLog) -> Self {
-        Self { log: Arc::new(log) }
+        let log: Arc<dyn ExecutionLog> = Arc::new(log);
+        Self { timed: metered(Arc::clone(&log)), log }
     }
 
     /// Schedules a flow: await what this returns, after adding an id, a queue, a priority or a later start.
@@ -78,16 +84,17 @@ impl Scheduler {
         I: IntoIterator,
         I::Item: Into<Entry<F>>,
     {
-        let limit = self.log.limits().payload_bytes_max;
+        let limit = self.timed.limits().payload_bytes_max;
         let new = flows.into_iter().map(|flow| flow.into().into_new_flow(limit)).collect::<Result<Vec<_>, _>>()?;
         let ids: Vec<FlowId> = new.iter().map(|flow| flow.id.clone()).collect();
-        let answers = self.log.enqueue(new).await?;
+        let answers = self.timed.enqueue(new).await?;
         ids.into_iter().zip(answers).map(|(id, answer)| self.accepted::<F>(id, answer)).collect()
     }
 
-    /// A handle for a flow that was scheduled before. The flow need not exist; using the handle tells.
-    pub fn handle<F: Flow>(&self, id: FlowId) -> FlowHandle<F::Output, F::Error> {
-        FlowHandle::new(Arc::clone(&self.log), id, true)
+    /// A handle for a flow that was scheduled before, by its id or its [`FlowRef`]. The flow need not exist; using the
+    /// handle tells.
+    pub fn handle<F: Flow>(&self, flow: impl Into<FlowRef<F>>) -> FlowHandle<F::Output, F::Error> {
+        FlowHandle::new(Arc::clone(&self.timed), flow.into().into(), true)
     }
 
     /// Sends a flow a signal. See [`FlowHandle::signal`].
@@ -96,7 +103,21 @@ impl Scheduler {
     ///
     /// As [`FlowHandle::signal`].
     pub async fn signal<S: Serialize + ?Sized>(&self, to: &FlowId, name: &str, value: &S) -> Result<(), StorageError> {
-        handle::send(&*self.log, to, name, value, None).await.map(drop)
+        handle::send(&*self.timed, to, name, value, None).await.map(drop)
+    }
+
+    /// Sends a message to a mailbox of a flow. See [`FlowHandle::send`].
+    ///
+    /// # Errors
+    ///
+    /// As [`FlowHandle::signal`].
+    pub async fn send<M: Serialize>(
+        &self,
+        to: impl Into<FlowId>,
+        mailbox: &Mailbox<M>,
+        message: &M,
+    ) -> Result<(), StorageError> {
+        handle::send(&*self.timed, &to.into(), mailbox.name(), message, None).await.map(drop)
     }
 
     /// Cancels a flow and its attached children. See [`FlowHandle::cancel`].
@@ -105,7 +126,7 @@ impl Scheduler {
     ///
     /// [`ErrorKind::NotFound`] when there is no such flow.
     pub async fn cancel(&self, flow: &FlowId, reason: &str) -> Result<Cancelled, StorageError> {
-        self.log.cancel(flow, reason).await
+        self.timed.cancel(flow, reason).await
     }
 
     /// Lets a failed or stalled flow go on where it stopped. See [`FlowHandle::retry`].
@@ -114,7 +135,18 @@ impl Scheduler {
     ///
     /// [`ErrorKind::NotFound`] when there is no such flow.
     pub async fn retry(&self, flow: &FlowId) -> Result<Retried, StorageError> {
-        self.log.retry(flow).await
+        self.timed.retry(flow).await
+    }
+
+    /// As [`retry`](Self::retry), for all failed and stalled flows that pass the filter, each once, in the order in
+    /// which they were accepted. Of the states that the filter names, others than these count for nothing. Returns how
+    /// many flows go on.
+    ///
+    /// # Errors
+    ///
+    /// When the log cannot answer; those that come first go on then, and a repeat takes the others.
+    pub async fn retry_all(&self, filter: &Filter) -> Result<u64, StorageError> {
+        Ok(self.admin().retry_all(filter).await?.done)
     }
 
     /// Where a flow is in its life; `None` when there is no such flow.
@@ -123,7 +155,7 @@ impl Scheduler {
     ///
     /// When the log cannot tell.
     pub async fn status(&self, flow: &FlowId) -> Result<Option<FlowInfo>, StorageError> {
-        Ok(self.log.flow(flow).await?.map(|record| record.info))
+        Ok(self.timed.flow(flow).await?.map(|record| record.info))
     }
 
     /// What happened in a flow so far.
@@ -132,10 +164,15 @@ impl Scheduler {
     ///
     /// [`ErrorKind::NotFound`] when there is no such flow.
     pub async fn history(&self, flow: &FlowId) -> Result<History, StorageError> {
-        History::read(&*self.log, flow).await
+        History::read(&*self.timed, flow).await
     }
 
-    /// The log, for its lists, counts and upkeep.
+    /// The same log for those who look after it: lists, counts, repair.
+    pub fn admin(&self) -> Admin {
+        Admin::new(Arc::clone(&self.timed))
+    }
+
+    /// The log itself.
     pub fn log(&self) -> &Arc<dyn ExecutionLog> {
         &self.log
     }
@@ -150,7 +187,7 @@ impl Scheduler {
                 return Err(StorageError::new(ErrorKind::Conflict, message).with_flow(&id));
             }
         };
-        Ok(FlowHandle::new(Arc::clone(&self.log), id, existed))
+        Ok(FlowHandle::new(Arc::clone(&self.timed), id, existed))
     }
 }
 
@@ -164,7 +201,7 @@ impl fmt::Debug for Scheduler {
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Invalid`] for an id, queue or start that cannot be, [`ErrorKind::TooLarge`] for a value over the
+/// [`ErrorKind::Invalid`] for an id, queue, label or start that cannot be, [`ErrorKind::TooLarge`] for a value over the
 /// log's limit, [`ErrorKind::Conflict`] when the id belongs to a flow with another type or value.
 #[derive(Debug)]
 #[must_use = "a flow is scheduled when this is awaited"]
@@ -175,6 +212,9 @@ pub struct Scheduling<'a, F> {
 
 impl<F: Flow> Scheduling<'_, F> {
     /// Its id, 1 to 255 bytes; otherwise a new UUID version 7. Scheduling an id again finds the first flow.
+    ///
+    /// The value must be the same then. The order of a `HashMap`'s entries is nothing to it, but a `HashSet` comes in
+    /// another order each time and makes another value: use a `BTreeSet`.
     pub fn id(mut self, id: impl Into<String>) -> Self {
         self.entry = self.entry.id(id);
         self
@@ -189,6 +229,13 @@ impl<F: Flow> Scheduling<'_, F> {
     /// Its priority; otherwise 0. Higher goes first.
     pub fn priority(mut self, priority: i16) -> Self {
         self.entry = self.entry.priority(priority);
+        self
+    }
+
+    /// Gives it a label, to be listed and counted by: a customer, a region. At most 16; see
+    /// [`Labels::check`](crate::Labels::check) for their bounds. A flow can [set](crate::set_label) more itself.
+    pub fn label(mut self, name: impl Into<Arc<str>>, value: impl Into<Arc<str>>) -> Self {
+        self.entry = self.entry.label(name, value);
         self
     }
 
@@ -212,11 +259,11 @@ impl<'a, F: Flow> IntoFuture for Scheduling<'a, F> {
     fn into_future(self) -> Self::IntoFuture {
         let scheduler = self.scheduler;
         // The value is encoded here, so that the future need not be bound to its type.
-        let new = self.entry.into_new_flow(scheduler.log.limits().payload_bytes_max);
+        let new = self.entry.into_new_flow(scheduler.timed.limits().payload_bytes_max);
         Box::pin(async move {
             let new = new?;
             let id = new.id.clone();
-            let answer = scheduler.log.enqueue(vec![new]).await?.first().copied().unwrap_or(Enqueued::Created);
+            let answer = scheduler.timed.enqueue(vec![new]).await?.first().copied().unwrap_or(Enqueued::Created);
             scheduler.accepted::<F>(id, answer)
         })
     }
@@ -231,12 +278,13 @@ pub struct Entry<F> {
     queue: Option<Arc<str>>,
     priority: i16,
     start: Start,
+    labels: Labels,
 }
 
 impl<F: Flow> Entry<F> {
     /// A flow with a new id, in the default queue, that starts now.
     pub fn new(flow: F) -> Self {
-        Self { flow, id: None, queue: None, priority: 0, start: Start::Now }
+        Self { flow, id: None, queue: None, priority: 0, start: Start::Now, labels: Labels::new() }
     }
 
     /// See [`Scheduling::id`].
@@ -254,6 +302,12 @@ impl<F: Flow> Entry<F> {
     /// See [`Scheduling::priority`].
     pub fn priority(mut self, priority: i16) -> Self {
         self.priority = priority;
+        self
+    }
+
+    /// See [`Scheduling::label`].
+    pub fn label(mut self, name: impl Into<Arc<str>>, value: impl Into<Arc<str>>) -> Self {
+        self.labels.set(name, value);
         self
     }
 
@@ -275,16 +329,17 @@ impl<F: Flow> Entry<F> {
             None => FlowId::new(Uuid::now_v7().to_string())?,
         };
         let name = <F as Flow>::NAME;
-        let input = codec::encode(&format!("the value of flow type {name:?}"), &self.flow, payload_bytes_max).map_err(
-            |error| {
-                let kind = if error.is_retryable() { ErrorKind::Invalid } else { ErrorKind::TooLarge };
-                StorageError::new(kind, error.to_string()).with_flow(&id)
-            },
-        )?;
+        let input =
+            codec::encode_sorted(format_args!("the value of flow type {name:?}"), &self.flow, payload_bytes_max)
+                .map_err(|error| {
+                    let kind = if error.is_retryable() { ErrorKind::Invalid } else { ErrorKind::TooLarge };
+                    StorageError::new(kind, error.to_string()).with_flow(&id)
+                })?;
         let mut new = NewFlow::new(id, name, <F as Flow>::VERSION, input)
             .with_priority(self.priority)
             .with_start(self.start)
-            .with_timeout(<F as Flow>::TIMEOUT);
+            .with_timeout(<F as Flow>::TIMEOUT)
+            .with_labels(self.labels);
         if let Some(queue) = self.queue {
             new = new.with_queue(queue);
         }

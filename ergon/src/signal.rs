@@ -31,6 +31,9 @@ pub const SIGNAL_NAME_BYTES_MAX: usize = Channel::BYTES_MAX - "signal:".len();
 /// taken first in, first out, each at most once. A wait that is dropped takes nothing. Works in flows and in
 /// steps.
 ///
+/// A signal is a message to the [mailbox](crate::Mailbox) of its name, which gives the name a type of its own and can
+/// be sent to from inside flows.
+///
 /// # Errors
 ///
 /// When the content cannot be read as a `T`; the signal has then been taken.
@@ -102,7 +105,7 @@ impl<T: DeserializeOwned> Signal<T> {
     }
 
     fn open(&self, payload: &[u8]) -> Result<T, Error> {
-        codec::decode(&format!("the signal {:?}", self.name), payload)
+        codec::decode(format_args!("the signal {:?}", self.name), payload)
     }
 }
 

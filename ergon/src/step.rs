@@ -1,28 +1,31 @@
 //! The future of a step.
 
 use std::{
+    cell::RefCell,
     fmt,
     future::Future,
     panic::{AssertUnwindSafe, Location, catch_unwind},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
     task::{self, Poll, Wake, Waker},
     time::Duration,
 };
 
 use bytes::Bytes;
-use ergon_storage::{CallKind, Phase, Timestamp};
+use ergon_storage::{CallKind, CallPath, Phase};
 use futures::future::BoxFuture;
 use serde::{Serialize, de::DeserializeOwned};
 use tracing::Span;
 
 use crate::{
     codec,
-    context::{Context, Halt, StepContext},
+    context::{BodyRun, Context, Halt, StepContext, Within, invalid},
     error::{Error, ErrorKind},
     fingerprint::{Sequences, fingerprint},
     flow::ErrorCaps,
-    journal::{CallId, CallKey, CallPoll, Outcome, Place, Spec},
+    journal::{CallId, CallKey, CallPoll, Outcome, Place, Repeat, Spec},
+    meter::{AttemptEnd, StepTimer},
+    middleware::{Layers, NotDone, StepRun, Surrounded},
     retry::RetryPolicy,
 };
 
@@ -32,13 +35,22 @@ pub struct StepSpec {
     name: &'static str,
     retry: RetryPolicy,
     timeout: Option<Duration>,
+    repeat: Repeat,
 }
 
 impl StepSpec {
     /// A step of this name with the standard policy and no time limit.
     #[must_use]
     pub const fn new(name: &'static str) -> Self {
-        Self { name, retry: RetryPolicy::STANDARD, timeout: None }
+        Self { name, retry: RetryPolicy::STANDARD, timeout: None, repeat: Repeat::Allowed }
+    }
+
+    /// The same step, whose body runs at most once for each attempt, with one attempt unless a policy follows.
+    #[must_use]
+    pub const fn at_most_once(mut self) -> Self {
+        self.repeat = Repeat::Never;
+        self.retry = RetryPolicy::NONE;
+        self
     }
 
     /// The same step with another policy.
@@ -48,7 +60,7 @@ impl StepSpec {
         self
     }
 
-    /// The same step with a time limit for each attempt.
+    /// The same step with a time limit for each attempt, counted from when it begins.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
@@ -58,7 +70,7 @@ impl StepSpec {
 
 /// The hash of a step's arguments, or why they have none.
 #[derive(Debug, Clone)]
-pub struct ArgsHash(Result<u64, String>);
+pub struct ArgsHash(pub(crate) Result<u64, String>);
 
 /// What an argument of a step must be.
 #[diagnostic::on_unimplemented(
@@ -91,21 +103,31 @@ pub fn args_hash<A: Serialize>(args: &A) -> ArgsHash {
     ArgsHash(fingerprint(args, Sequences::Ordered).map_err(|error| error.to_string()))
 }
 
+/// Puts middleware around a body.
+type Surround<'a, T, E> = fn(&Layers, StepRun, BoxFuture<'a, Result<T, E>>) -> Surrounded<'a, T, E>;
+
 type Body<'a, T, E> = Box<dyn FnMut() -> BoxFuture<'a, Result<T, E>> + Send + 'a>;
 
 /// Makes the call of a step. Called by the code that `#[step]` generates.
 ///
 /// # Panics
 ///
-/// Outside a flow.
+/// Outside a flow, and for a step that runs at most once inside a step.
 #[track_caller]
 pub fn step<'a, T, E, F>(spec: &'static StepSpec, hash: ArgsHash, caps: ErrorCaps<E>, body: F) -> Step<'a, T, E>
 where
     T: Serialize + DeserializeOwned,
     E: Serialize + DeserializeOwned + fmt::Debug,
     F: FnMut() -> BoxFuture<'a, Result<T, E>> + Send + 'a,
+    Result<T, E>: Send + 'a,
 {
     let Some(context) = Context::try_current() else { outside(spec.name) };
+    assert!(
+        spec.repeat == Repeat::Allowed || context.place == Place::Flow,
+        "the step {:?} runs at most once: a flow calls it, not a step, whose body may start again; return from the step \
+         and call it from the flow",
+        spec.name
+    );
     let args_hash = match hash.0 {
         Ok(hash) => hash,
         Err(error) => {
@@ -114,9 +136,32 @@ where
             0
         }
     };
-    let key = CallKey { kind: CallKind::Step, name: Arc::from(spec.name), args_hash };
-    let call = context.call(key, Spec::Step, Location::caller());
-    Step { context, call, spec, caps, body: Box::new(body), attempt: None, outcome: None, done: false }
+    let key = CallKey { kind: CallKind::Step, name: interned(spec.name), args_hash };
+    let call = context.call(key, Spec::Step { limit: spec.timeout, repeat: spec.repeat }, Location::caller());
+    let (body, timer): (Body<'a, T, E>, _) = (Box::new(body), StepTimer::default());
+    let surround: Surround<'a, T, E> = Layers::step::<T, E>;
+    Step { context, call, spec, caps, body, surround, attempt: None, timer, outcome: None, done: false }
+}
+
+/// The name of a step to be recorded, which each thread makes once: a history has it many times.
+fn interned(name: &'static str) -> Arc<str> {
+    const PLACES: usize = 64;
+    type Places = [Option<(&'static str, Arc<str>)>; PLACES];
+    thread_local! {
+        static KNOWN: RefCell<Places> = const { RefCell::new([const { None }; PLACES]) };
+    }
+    KNOWN.with(|known| {
+        // Literals lie side by side, a few bytes each.
+        let place = &mut known.borrow_mut()[(name.as_ptr().addr() / 4) % PLACES];
+        match place {
+            Some((literal, interned)) if std::ptr::eq(*literal, name) => Arc::clone(interned),
+            _ => {
+                let interned = Arc::<str>::from(name);
+                *place = Some((name, Arc::clone(&interned)));
+                interned
+            }
+        }
+    })
 }
 
 #[track_caller]
@@ -130,7 +175,7 @@ fn outside(name: &str) -> ! {
 pub async fn blocking<R: Send + 'static>(body: impl FnOnce() -> R + Send + 'static) -> R {
     let context = Context::try_current();
     let run = move || match context {
-        Some(context) => context.enter(body),
+        Some(context) => Within::new(context).run(body),
         None => body(),
     };
     match tokio::task::spawn_blocking(run).await {
@@ -154,7 +199,10 @@ pub struct Step<'a, T, E> {
     spec: &'static StepSpec,
     caps: ErrorCaps<E>,
     body: Body<'a, T, E>,
+    /// [`Layers::step`] for these types.
+    surround: Surround<'a, T, E>,
     attempt: Option<Attempt<'a, T, E>>,
+    timer: StepTimer,
     /// The outcome as the body returned it, until it is released.
     outcome: Option<Result<T, E>>,
     done: bool,
@@ -162,13 +210,35 @@ pub struct Step<'a, T, E> {
 
 /// A body that runs.
 struct Attempt<'a, T, E> {
-    context: Context,
+    within: Within,
     number: u32,
-    body: BoxFuture<'a, Result<T, E>>,
+    body: Running<'a, T, E>,
     wakers: Arc<BodyWaker>,
     waker: Waker,
-    timeout: Option<BoxFuture<'static, ()>>,
     span: Span,
+}
+
+/// The code of an attempt.
+enum Running<'a, T, E> {
+    Body(BoxFuture<'a, Result<T, E>>),
+    Surrounded(Surrounded<'a, T, E>),
+}
+
+impl<T, E> Running<'_, T, E> {
+    fn poll(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<Result<T, E>, NotDone>> {
+        match self {
+            Self::Body(body) => body.as_mut().poll(cx).map(Ok),
+            Self::Surrounded(body) => body.poll(cx),
+        }
+    }
+
+    /// What the body came to, if it has ended and only its middleware goes on.
+    fn ended(&self) -> Option<Result<T, E>> {
+        match self {
+            Self::Body(_) => None,
+            Self::Surrounded(body) => body.ended(),
+        }
+    }
 }
 
 // Nothing is pinned in place: the body is in a box of its own.
@@ -194,8 +264,12 @@ where
         match poll {
             CallPoll::Pending => Poll::Pending,
             CallPoll::Ready(outcome) => this.open(&outcome),
-            CallPoll::Run { attempt, started_at } => {
-                this.run(cx, attempt, started_at);
+            CallPoll::Run { attempt, time_is_up } => {
+                this.run(cx, attempt, time_is_up);
+                Poll::Pending
+            }
+            CallPoll::Lost { attempt } => {
+                this.trouble(attempt, Error::unknown_outcome(&format!("step {:?}", this.spec.name)));
                 Poll::Pending
             }
         }
@@ -213,10 +287,10 @@ where
         if let Some(outcome) = self.outcome.take() {
             return Poll::Ready(outcome);
         }
-        let what = format!("the recorded outcome of step {:?}", self.spec.name);
+        let what = format_args!("the recorded outcome of step {:?}", self.spec.name);
         let result = match outcome.phase {
-            Phase::Failed => codec::decode(&what, &outcome.payload).map(Err),
-            _ => codec::decode(&what, &outcome.payload).map(Ok),
+            Phase::Failed => codec::decode(what, &outcome.payload).map(Err),
+            _ => codec::decode(what, &outcome.payload).map(Ok),
         };
         match result {
             Ok(result) => Poll::Ready(result),
@@ -232,9 +306,9 @@ where
     }
 
     /// Polls the body of the running attempt, and records what became of it.
-    fn run(&mut self, cx: &mut task::Context<'_>, number: u32, started_at: Timestamp) {
+    fn run(&mut self, cx: &mut task::Context<'_>, number: u32, time_is_up: bool) {
         if self.attempt.as_ref().is_none_or(|attempt| attempt.number != number) {
-            match self.begin(number, started_at) {
+            match self.begin(number) {
                 Ok(attempt) => self.attempt = Some(attempt),
                 Err(error) => return self.trouble(number, error),
             }
@@ -243,25 +317,32 @@ where
         let _span = attempt.span.clone().entered();
         attempt.wakers.pass_on_to(cx.waker());
         let polled = catch_unwind(AssertUnwindSafe(|| {
-            let Attempt { context, body, waker, .. } = attempt;
-            context.enter(|| body.as_mut().poll(&mut task::Context::from_waker(waker)))
+            let Attempt { within, body, waker, .. } = attempt;
+            within.run(|| {
+                let polled = body.poll(&mut task::Context::from_waker(waker));
+                if polled.is_pending() && time_is_up {
+                    return body.ended().map_or(Poll::Pending, |ended| Poll::Ready(Ok(ended)));
+                }
+                polled
+            })
         }));
         match polled {
-            Ok(Poll::Ready(result)) => {
+            Ok(Poll::Ready(ended)) => {
                 self.end_attempt();
-                self.finish(number, result);
+                match ended {
+                    Ok(result) => self.finish(number, result),
+                    Err(NotDone::Refused(error)) => self.refuse(number, error),
+                    Err(NotDone::CutOff(error)) => self.trouble(number, error),
+                }
+            }
+            Ok(Poll::Pending) if time_is_up => {
+                self.end_attempt();
+                let limit = self.spec.timeout.unwrap_or_default();
+                self.trouble(number, Error::timeout(&format!("step {:?}", self.spec.name), limit));
             }
             Ok(Poll::Pending) => {
-                let timeout = attempt.timeout.as_mut().map(|timeout| timeout.as_mut().poll(cx));
-                if let (Some(Poll::Ready(())), Some(limit)) = (timeout, self.spec.timeout) {
-                    self.end_attempt();
-                    self.trouble(number, Error::timeout(&format!("step {:?}", self.spec.name), limit));
-                    return;
-                }
-                // The attempt itself holds two: one to hand out, one to count. Where time is limited, the clock
-                // must go on.
-                let held =
-                    if self.spec.timeout.is_some() { usize::MAX } else { Arc::strong_count(&attempt.wakers) - 2 };
+                // The attempt itself holds two: one to hand out, one to count.
+                let held = Arc::strong_count(&attempt.wakers) - 2;
                 self.context.flow.journal().note_wakers(self.call, held, &attempt.waker);
             }
             Err(panic) => {
@@ -271,29 +352,71 @@ where
         }
     }
 
-    fn begin(&mut self, number: u32, started_at: Timestamp) -> Result<Attempt<'a, T, E>, Error> {
+    fn begin(&mut self, number: u32) -> Result<Attempt<'a, T, E>, Error> {
         let flow = &self.context.flow;
-        let path = flow.journal().path(self.call).cloned().unwrap_or(ergon_storage::CallPath::top(0));
+        self.timer = flow.meter.attempt(self.spec.name);
+        let (path, args_hash, ordinal) = flow.journal().identity(self.call);
         let span = tracing::debug_span!("step", name = self.spec.name, path = %path, attempt = number);
-        let step = StepContext { path, attempt: number, draws: AtomicU64::new(0) };
+        let identity = match &self.context.step {
+            // As long as nothing is recorded, changed code may have another step at the same place.
+            None => format!("{path} {} {args_hash:016x}", self.spec.name),
+            // A body may make its calls in another order when it starts again: a place says little about a call.
+            Some(outer) => format!("{} {} {args_hash:016x} {ordinal}", outer.identity, self.spec.name),
+        };
+        let step = StepContext {
+            path,
+            #[cfg(any(feature = "sqlite", feature = "postgres"))]
+            name: self.spec.name,
+            identity,
+            args_hash,
+            attempt: number,
+            draws: AtomicU64::new(0),
+            watches: OnceLock::new(),
+            sent: Mutex::default(),
+            #[cfg(any(feature = "sqlite", feature = "postgres"))]
+            transactions: AtomicU64::new(0),
+        };
         let context = Context { flow: Arc::clone(flow), place: Place::Step(self.call), step: Some(Arc::new(step)) };
-        let timeout = self.spec.timeout.map(|limit| {
-            let clock = &flow.env.clock;
-            clock.sleep_until(started_at.saturating_add(limit))
-        });
-        let body = &mut self.body;
-        let body = catch_unwind(AssertUnwindSafe(|| context.enter(body)))
+        let place = context.step.as_ref().map_or_else(|| CallPath::top(0), |step| step.path.clone());
+        let double = self.double(&context);
+        let (mut within, body) = (Within::new(context), &mut self.body);
+        let body = catch_unwind(AssertUnwindSafe(|| double.unwrap_or_else(|| within.run(body))))
             .map_err(|panic| Error::panic(&format!("step {:?}", self.spec.name), &*panic))?;
+        let body = match &flow.info {
+            None => Running::Body(body),
+            Some(info) => {
+                let (info, name) = (Arc::clone(info), self.spec.name);
+                let run = StepRun { flow: info, name, path: place, attempt: number };
+                Running::Surrounded((self.surround)(&flow.env.layers, run, body))
+            }
+        };
         tracing::debug!(parent: &span, "step starts");
         let wakers = Arc::new(BodyWaker { outer: Mutex::new(None) });
         let waker = Waker::from(Arc::clone(&wakers));
-        Ok(Attempt { context, number, body, wakers, waker, timeout, span })
+        Ok(Attempt { within, number, body, wakers, waker, span })
+    }
+
+    /// What stands for the body under test.
+    fn double(&self, context: &Context) -> Option<BoxFuture<'a, Result<T, E>>> {
+        let observer = self.context.flow.env.observer.as_ref()?;
+        let StepContext { path, attempt, .. } = context.step.as_deref()?;
+        let run =
+            BodyRun { flow: &context.flow.id, run: context.flow.run, path, step: self.spec.name, attempt: *attempt };
+        let outcome = observer.begins(run)?;
+        let what = format!("what stands for step {:?}", self.spec.name);
+        Some(Box::pin(async move {
+            let outcome = match &outcome {
+                Ok(value) => codec::decode(&what, value).map(Ok),
+                Err(error) => codec::decode(&what, error).map(Err),
+            };
+            outcome.unwrap_or_else(|error| panic!("{error}"))
+        }))
     }
 
     /// Drops the body, within its context: what it made is dropped with it.
     fn end_attempt(&mut self) {
-        if let Some(Attempt { context, body, .. }) = self.attempt.take() {
-            let dropped = catch_unwind(AssertUnwindSafe(|| context.enter(|| drop(body))));
+        if let Some(Attempt { mut within, body, .. }) = self.attempt.take() {
+            let dropped = catch_unwind(AssertUnwindSafe(|| within.run(|| drop(body))));
             if dropped.is_err() {
                 tracing::warn!(step = self.spec.name, "a value of the step's body panicked when it was dropped");
             }
@@ -307,7 +430,7 @@ where
         match result {
             Ok(value) => {
                 let encoded = catch_unwind(AssertUnwindSafe(|| {
-                    codec::encode_exact(&format!("the outcome of step {name:?}"), &value, limit)
+                    codec::encode_exact(format_args!("the outcome of step {name:?}"), &value, limit)
                 }));
                 match encoded {
                     // What the flow sees now is what it will see when it is replayed.
@@ -319,11 +442,16 @@ where
             Err(error) => {
                 let looked_at = catch_unwind(AssertUnwindSafe(|| {
                     let retryable = self.caps.is_retryable.is_none_or(|is_retryable| is_retryable(&error));
-                    (retryable, shorten(format!("{error:?}")))
+                    let after = self.caps.retry_after.and_then(|retry_after| retry_after(&error));
+                    (retryable, after, shorten(format!("{error:?}")))
                 }));
                 match looked_at {
-                    Ok((true, text)) if self.again(number, &Error::new(text.clone())) => {}
-                    Ok((_, text)) => self.fail(number, &error, &text),
+                    Ok((true, after, text)) => match self.again(number, &Error::new(text.clone()), after) {
+                        Ok(true) => {}
+                        Ok(false) => self.fail(number, &error, &text),
+                        Err(refused) => self.give_up(number, refused),
+                    },
+                    Ok((false, _, text)) => self.fail(number, &error, &text),
                     Err(panic) => self.trouble(number, Error::panic(&format!("the error of step {name:?}"), &*panic)),
                 }
             }
@@ -332,9 +460,24 @@ where
 
     /// The attempt failed for a reason that the body did not return.
     fn trouble(&mut self, number: u32, error: Error) {
-        if error.is_retryable() && self.again(number, &error) {
+        if self.spec.repeat == Repeat::Never {
+            self.context.flow.journal().note_uncertain(self.call);
+        } else if error.is_retryable() && matches!(self.again(number, &error, None), Ok(true)) {
             return;
         }
+        self.give_up(number, error);
+    }
+
+    /// A middleware has not let the body run.
+    fn refuse(&mut self, number: u32, error: Error) {
+        if !error.is_retryable() || !matches!(self.again(number, &error, error.retry_after()), Ok(true)) {
+            self.give_up(number, error);
+        }
+    }
+
+    /// The step fails for good, with an error of ours.
+    fn give_up(&mut self, number: u32, error: Error) {
+        self.timer.end(AttemptEnd::Failed);
         let Some(from_error) = self.caps.from_error else { return self.context.flow.halt(Halt::Fault(error)) };
         let text = error.to_string();
         match catch_unwind(AssertUnwindSafe(|| from_error(error))) {
@@ -346,20 +489,35 @@ where
         }
     }
 
-    /// Arranges for another attempt, if the policy has one.
-    fn again(&mut self, number: u32, error: &Error) -> bool {
+    /// Arranges for another attempt, if the policy has one: `after` the time that the error asks for, or after the
+    /// policy's. An error when that is past the end of time.
+    fn again(&mut self, number: u32, error: &Error, after: Option<Duration>) -> Result<bool, Error> {
         let flow = &self.context.flow;
         let seed = fingerprint(&(flow.id.as_str(), self.call_text(), number), Sequences::Ordered).unwrap_or(0);
         // The upper 53 bits as a fraction: exact in a double.
         #[allow(clippy::cast_precision_loss)]
         let chance = (seed >> 11) as f64 / (1_u64 << 53) as f64;
-        let Some(delay) = self.spec.retry.delay_after(number, chance) else { return false };
+        let Some(delay) = self.spec.retry.delay_after(number, chance) else {
+            return Ok(false);
+        };
         let now = flow.env.clock.now();
-        let retry_at = now.saturating_add(delay);
+        let (delay, retry_at) = match after {
+            None => (delay, now.saturating_add(delay)),
+            Some(after) => {
+                let past_the_end = || {
+                    let name = self.spec.name;
+                    invalid(format!(
+                        "the error of step {name:?} asks for another attempt in {after:?}, past the end of time: {error}"
+                    ))
+                };
+                (after, now.checked_add(after).ok_or_else(past_the_end)?)
+            }
+        };
         tracing::info!(flow = %flow.id, step = self.spec.name, attempt = number, %error, ?delay, "step failed, will be tried again");
         let payload = serde_json::to_vec(error).unwrap_or_default();
         flow.journal().attempt_failed(self.call, payload.into(), retry_at, now);
-        true
+        self.timer.end(AttemptEnd::Retried);
+        Ok(true)
     }
 
     fn call_text(&self) -> String {
@@ -368,6 +526,7 @@ where
 
     /// The step has failed for good.
     fn fail(&mut self, number: u32, error: &E, text: &str) {
+        self.timer.end(AttemptEnd::Failed);
         let flow = &self.context.flow;
         tracing::info!(flow = %flow.id, step = self.spec.name, attempt = number, error = text, "step failed");
         let what = format!("the error of step {:?}", self.spec.name);
@@ -384,6 +543,7 @@ where
         let flow = &self.context.flow;
         let now = flow.env.clock.now();
         tracing::debug!(flow = %flow.id, step = self.spec.name, ?phase, "step ended");
+        self.timer.end(AttemptEnd::Completed);
         self.outcome = Some(outcome);
         flow.journal().finish(self.call, phase, payload, now);
     }
@@ -425,9 +585,9 @@ impl Wake for BodyWaker {
 
 impl<T, E> Drop for Step<'_, T, E> {
     fn drop(&mut self) {
-        if let Some(Attempt { context, body, .. }) = self.attempt.take() {
+        if let Some(Attempt { mut within, body, .. }) = self.attempt.take() {
             // A panic in dropping a loser's body must not take the flow along.
-            if catch_unwind(AssertUnwindSafe(|| context.enter(|| drop(body)))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| within.run(|| drop(body)))).is_err() {
                 tracing::warn!(step = self.spec.name, "a value of the step's body panicked when it was dropped");
             }
         }

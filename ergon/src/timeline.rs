@@ -2,11 +2,11 @@
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
-use ergon_storage::{CallKind, CallPath, ExecutionLog, FlowId, FlowInfo, Phase, Record, Timestamp};
+use ergon_storage::{CallKind, CallPath, ErrorKind, ExecutionLog, FlowId, FlowInfo, Phase, Record, Timestamp};
 
 use crate::{StorageError, error::Error, flow::Failure};
 
-/// What happened in a flow: its records, and with `{}` a timeline with one line per event.
+/// What happened in a flow, in its present run where it has [begun again](crate::continue_as_new): its records, and with `{}` a timeline with one line per event.
 ///
 /// Times in the timeline are relative to the flow's acceptance.
 #[derive(Debug, Clone)]
@@ -22,27 +22,49 @@ pub struct History {
 }
 
 impl History {
+    /// How many records are read at once.
+    const PAGE: usize = 5_000;
+
     pub(crate) async fn read(log: &dyn ExecutionLog, id: &FlowId) -> Result<Self, StorageError> {
-        const PAGE: usize = 5_000;
-        let flow = log.flow(id).await?.ok_or_else(|| StorageError::not_found(id))?;
+        /// How often it is tried to read a flow between two beginnings of its.
+        const TRIES_MAX: u32 = 100;
+        let read = async || log.flow(id).await?.ok_or_else(|| StorageError::not_found(id));
+        let mut flow = read().await?;
+        for _ in 0..TRIES_MAX {
+            let records = Self::read_records(log, id).await?;
+            let now = read().await?;
+            // What was read of another run is none of this one's, and a retry takes records away, whose numbers others
+            // then have.
+            let is_same = (now.info.created_at, now.info.run) == (flow.info.created_at, flow.info.run)
+                && (flow.info.finished_at.is_none() || flow.info.finished_at == now.info.finished_at)
+                && (records.len() < Self::PAGE || flow.info.epoch == now.info.epoch);
+            if is_same {
+                return Ok(Self { info: flow.info, input: flow.input, records, result: flow.result });
+            }
+            flow = now;
+        }
+        let message = "the flow begins again and again while its history is read; try again";
+        Err(StorageError::new(ErrorKind::Unavailable, message).with_flow(id))
+    }
+
+    async fn read_records(log: &dyn ExecutionLog, id: &FlowId) -> Result<Vec<Record>, StorageError> {
         let mut records: Vec<Record> = Vec::new();
         loop {
             let after = records.last().map_or(0, |record| record.seq);
-            let page = log.history(id, after, PAGE).await?;
-            let last = page.len() < PAGE;
+            let page = log.history(id, after, Self::PAGE).await?;
+            let last = page.len() < Self::PAGE;
             records.extend(page);
             if last {
-                break;
+                return Ok(records);
             }
         }
-        Ok(Self { info: flow.info, input: flow.input, records, result: flow.result })
     }
 
     /// The calls of the flow, each with what became of it, in the order in which they were first recorded.
     pub fn calls(&self) -> Vec<CallSummary> {
         let mut calls: Vec<CallSummary> = Vec::new();
         let mut places = HashMap::new();
-        for record in &self.records {
+        for record in self.records.iter().filter(|record| record.kind != CallKind::Patch) {
             let index = *places.entry(&record.path).or_insert_with(|| {
                 calls.push(CallSummary {
                     path: record.path.clone(),
@@ -89,10 +111,21 @@ impl fmt::Display for History {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let info = &self.info;
         let began = info.created_at;
-        writeln!(f, "{} {:?} (version {}): {}", info.flow_type, info.id, info.version, info.state)?;
-        writeln!(f, "{:>10}  accepted  {}", "0", excerpt(&self.input))?;
+        if info.run == 1 {
+            writeln!(f, "{} {:?} (version {}): {}", info.flow_type, info.id, info.version, info.state)?;
+            writeln!(f, "{:>10}  accepted  {}", "0", excerpt(&self.input))?;
+        } else {
+            let (name, id, run) = (&info.flow_type, &info.id, info.run);
+            writeln!(f, "{name} {id:?} (version {}, run {run}): {}", info.version, info.state)?;
+            let at = info.started_at.map_or_else(|| "…".to_owned(), |at| brief(at.since(began)));
+            writeln!(f, "{at:>10}  run {run}  {}", excerpt(&self.input))?;
+        }
         for record in &self.records {
             let at = brief(record.at.since(began));
+            if record.kind == CallKind::Patch {
+                writeln!(f, "{at:>10}  {:<7}  {}", record.kind.to_string(), record.name)?;
+                continue;
+            }
             let call = format!("{} {}", record.path, record.name);
             write!(f, "{at:>10}  {:<7}  {call:<20}  ", record.kind.to_string())?;
             line(f, record, began)?;
@@ -110,6 +143,8 @@ fn line(f: &mut fmt::Formatter<'_>, record: &Record, began: Timestamp) -> fmt::R
     let took = brief(record.at.since(record.started_at));
     let due = record.due_at.map(|at| brief(at.since(began)));
     match (record.phase, &due) {
+        (Phase::Pending, Some(due)) if record.kind == CallKind::Step => writeln!(f, "has time until {due}"),
+        (Phase::Pending, None) if record.kind == CallKind::Step => writeln!(f, "attempt {} begins", record.attempt),
         (Phase::Pending, Some(due)) => writeln!(f, "waits until {due}"),
         (Phase::Pending, None) => match &record.reference {
             Some(child) => writeln!(f, "started {child}"),
@@ -145,7 +180,7 @@ fn error(payload: &[u8]) -> String {
 }
 
 /// The beginning of a payload, on one line.
-fn excerpt(payload: &[u8]) -> String {
+pub(crate) fn excerpt(payload: &[u8]) -> String {
     shorten(&String::from_utf8_lossy(payload))
 }
 
@@ -159,7 +194,7 @@ fn shorten(text: &str) -> String {
 }
 
 /// A duration in at most a handful of characters.
-fn brief(duration: Duration) -> String {
+pub(crate) fn brief(duration: Duration) -> String {
     let micros = duration.as_micros();
     match micros {
         0..1_000 => format!("{micros}us"),

@@ -106,7 +106,7 @@ impl Future for Sleep {
                 this.done = true;
                 Poll::Ready(())
             }
-            CallPoll::Pending | CallPoll::Run { .. } => Poll::Pending,
+            CallPoll::Pending | CallPoll::Run { .. } | CallPoll::Lost { .. } => Poll::Pending,
         }
     }
 }

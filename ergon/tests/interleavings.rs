@@ -4,16 +4,23 @@
 use std::{
     future::Future,
     pin::pin,
-    sync::atomic::{AtomicU32, Ordering},
-    time::Instant,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
-use ergon::{FlowError, prelude::*};
-use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
+use ergon::{FlowError, prelude::*, storage::Phase};
+use futures::{FutureExt, StreamExt, future::Either, stream::FuturesUnordered};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 
 #[derive(Default)]
 struct Bodies(AtomicU32);
+
+/// Where a body waits for the test.
+#[derive(Clone)]
+struct Go(Arc<Semaphore>);
 
 #[flow_type]
 enum Case {
@@ -24,6 +31,8 @@ enum Case {
     LossyError,
     PolledAgain,
     TooDeep,
+    BesideABackoff,
+    NeverWaits,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,13 +54,26 @@ impl Case {
                 }
             }
             Self::ManyReadyOperations => {
-                let (early, late) = (pin!(self.quick("early")), pin!(self.many_operations()));
-                let won = tokio::select! {
-                    late = late => late?,
-                    early = early => early?,
-                };
-                sleep(Duration::from_millis(1)).await;
-                Ok(won)
+                let mut winners = String::new();
+                for operations in (100..=130).chain([300, 1_000]) {
+                    let late = pin!(self.operations(operations));
+                    // This one looks at what is left of the task's turn, the other one does not.
+                    let early = pin!(async {
+                        tokio::select! {
+                            early = self.quick("early") => early,
+                            () = std::future::pending() => self.quick("never").await,
+                        }
+                    });
+                    let won = match futures::future::select(late, early).await {
+                        Either::Left((late, _)) => late?,
+                        Either::Right((early, _)) => early?,
+                    };
+                    winners += &won[..1];
+                    // The winners become part of the history: a replay that finds another one is stalled.
+                    self.quick(&winners).await?;
+                    sleep(Duration::from_millis(1)).await;
+                }
+                Ok(winners)
             }
             Self::TakenLate => self.taken_late().await,
             Self::BodyBehindACombinator => self.fans_out().await,
@@ -70,6 +92,11 @@ impl Case {
                 Ok(step)
             }
             Self::TooDeep => self.deeper(0).await.map(|depth| depth.to_string()),
+            Self::BesideABackoff => self.works_beside().await,
+            Self::NeverWaits => {
+                while !self.may_go().await? {}
+                Ok("gone".into())
+            }
         }
     }
 
@@ -87,21 +114,22 @@ impl Case {
 
     #[step]
     async fn slow(&self) -> ergon::Result<String> {
-        tokio::time::sleep(Duration::from_secs(20)).await;
-        Ok("slow".into())
+        note();
+        std::future::pending().await
     }
 
     #[step]
     async fn quick(&self, what: &str) -> ergon::Result<String> {
-        state::<Bodies>().0.fetch_add(1, Ordering::Relaxed);
+        note();
         Ok(what.to_owned())
     }
 
     #[step]
-    async fn many_operations(&self) -> ergon::Result<String> {
-        // More than tokio lets one task do before others have a turn.
-        let semaphore = tokio::sync::Semaphore::new(1);
-        for _ in 0..1_000 {
+    async fn operations(&self, operations: u32) -> ergon::Result<String> {
+        tokio::task::yield_now().await;
+        // Tokio lets a task do 128 of them before others have a turn. Some of these bodies end with the last one.
+        let semaphore = Semaphore::new(1);
+        for _ in 0..operations {
             drop(semaphore.acquire().await?);
         }
         Ok("late".into())
@@ -113,12 +141,37 @@ impl Case {
         branches.push(signal::<String>("never").boxed());
         branches.push(
             async {
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                note();
+                drop(state::<Go>().0.acquire().await?);
                 Ok("done".to_owned())
             }
             .boxed(),
         );
         branches.next().await.unwrap_or_else(|| Ok("nothing".into()))
+    }
+
+    #[step]
+    async fn may_go(&self) -> ergon::Result<bool> {
+        note();
+        Ok(state::<Go>().0.try_acquire().is_ok())
+    }
+
+    #[step]
+    async fn works_beside(&self) -> ergon::Result<String> {
+        tokio::select! {
+            failed = self.fails_after_a_wait() => failed,
+            done = async {
+                note();
+                drop(state::<Go>().0.acquire().await?);
+                Ok("done".to_owned())
+            } => done,
+        }
+    }
+
+    #[step(retry(max_attempts = 2, backoff = "1h"))]
+    async fn fails_after_a_wait(&self) -> ergon::Result<String> {
+        sleep(Duration::from_millis(1)).await;
+        Err(ergon::Error::new("not yet"))
     }
 
     #[step(retry = none)]
@@ -143,55 +196,109 @@ impl Case {
     }
 }
 
-/// Runs a case with a replay after every suspension, and gives the test the handle once the flow waits.
+/// Counts the bodies.
+fn note() {
+    state::<Arc<Bodies>>().0.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What the test has in its hands while a flow runs.
+struct Meanwhile {
+    flow: FlowHandle<String, ergon::Error>,
+    bodies: Arc<Bodies>,
+    go: Go,
+}
+
+impl Meanwhile {
+    /// Waits until a body has begun.
+    async fn begun(&self) {
+        let begun = async {
+            while self.bodies.0.load(Ordering::Relaxed) == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), begun).await.expect("a body begins");
+    }
+}
+
+/// Runs a case with a replay after every suspension, and lets the test do something meanwhile.
 async fn run<F, G>(case: Case, meanwhile: G) -> Result<String, FlowError<ergon::Error>>
 where
-    G: FnOnce(FlowHandle<String, ergon::Error>) -> F,
+    G: FnOnce(Meanwhile) -> F,
     F: Future<Output = ()>,
 {
     let log = InMemoryExecutionLog::new();
-    let worker = Worker::new(log.clone()).register::<Case>().with_state(Bodies::default());
+    let (bodies, go) = (Arc::new(Bodies::default()), Go(Arc::new(Semaphore::new(0))));
+    let worker = Worker::new(log.clone()).register::<Case>().with_state(Arc::clone(&bodies)).with_state(go.clone());
     let worker = worker.parked_max(0).moment(Duration::ZERO).grace(Duration::ZERO).start().await.unwrap();
     let flow = Scheduler::new(log).schedule(case).await.unwrap();
-    meanwhile(flow.clone()).await;
+    meanwhile(Meanwhile { flow: flow.clone(), bodies, go }).await;
     let result = tokio::time::timeout(Duration::from_secs(10), flow.result()).await.expect("the flow ends in time");
     worker.shutdown().await;
     result
 }
 
-async fn nothing(_: FlowHandle<String, ergon::Error>) {}
+async fn nothing(_: Meanwhile) {}
 
 #[tokio::test]
 async fn a_signal_is_heard_while_a_step_runs() {
-    let began = Instant::now();
-    let result = run(Case::SignalWhileAStepRuns, |flow| async move {
-        while flow.status().await.unwrap().started_at.is_none() {
-            tokio::task::yield_now().await;
-        }
-        flow.signal("abort", "aborted").await.unwrap();
+    let result = run(Case::SignalWhileAStepRuns, |test| async move {
+        test.begun().await;
+        test.flow.signal("abort", "aborted").await.unwrap();
     });
     assert_eq!(result.await.unwrap(), "aborted");
-    assert!(began.elapsed() < Duration::from_secs(10));
 }
 
 #[tokio::test]
 async fn a_body_that_uses_up_its_turn_changes_no_winner() {
     let won = run(Case::ManyReadyOperations, nothing).await.unwrap();
-    assert!(won == "early" || won == "late", "{won}");
+    // Of an outcome that was there first, every branch hears first.
+    assert_eq!(won, "e".repeat(33));
 }
 
 #[tokio::test]
 async fn a_signal_that_was_handed_over_and_not_taken_is_not_lost() {
-    let result = run(Case::TakenLate, |flow| async move {
-        flow.signal("x", "kept").await.unwrap();
-        flow.signal("sent", &1).await.unwrap();
+    let result = run(Case::TakenLate, |test| async move {
+        test.flow.signal("x", "kept").await.unwrap();
+        test.flow.signal("sent", &1).await.unwrap();
     });
     assert_eq!(result.await.unwrap(), "kept");
 }
 
 #[tokio::test]
 async fn a_body_behind_a_combinator_is_not_suspended_in_its_work() {
-    assert_eq!(run(Case::BodyBehindACombinator, nothing).await.unwrap(), "done");
+    let result = run(Case::BodyBehindACombinator, |test| async move {
+        test.begun().await;
+        // The worker has all the time it needs to take the flow for one that only waits.
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+        }
+        test.go.0.add_permits(1);
+    });
+    assert_eq!(result.await.unwrap(), "done");
+}
+
+#[tokio::test]
+async fn a_body_beside_a_backoff_is_not_suspended_in_its_work() {
+    let result = run(Case::BesideABackoff, |test| async move {
+        let failed = async {
+            while test.flow.history().await.unwrap().records.iter().all(|record| record.phase != Phase::Attempt) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), failed).await.expect("the inner step fails");
+        test.go.0.add_permits(1);
+    });
+    assert_eq!(result.await.unwrap(), "done");
+}
+
+/// Neither its steps nor the log keep it waiting, and there is one thread.
+#[tokio::test]
+async fn a_flow_that_never_waits_leaves_others_a_turn() {
+    let result = run(Case::NeverWaits, |test| async move {
+        test.begun().await;
+        test.go.0.add_permits(1);
+    });
+    assert_eq!(result.await.unwrap(), "gone");
 }
 
 #[tokio::test]

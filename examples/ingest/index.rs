@@ -3,7 +3,7 @@
 use std::{fs, io, path::Path, thread, time::Duration};
 
 use ergon::Error;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
@@ -59,8 +59,7 @@ impl IndexWriter {
     pub(crate) fn start(path: &Path) -> ergon::Result<Self> {
         const GROUP_MAX: usize = 256;
         let mut connection = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
-        let prepared = connection.pragma_update(None, "journal_mode", "wal");
-        prepared.and_then(|()| connection.execute_batch(SCHEMA)).map_err(|error| at(path, &error))?;
+        prepare(&mut connection).map_err(|error| at(path, &error))?;
         let (jobs, mut waiting) = mpsc::channel::<Job>(GROUP_MAX);
         thread::Builder::new().name("index".into()).spawn(move || {
             let mut group = Vec::new();
@@ -82,6 +81,20 @@ impl IndexWriter {
         self.jobs.send((document, done)).await.map_err(|_| Error::new(gone))?;
         written.await.map_err(|_| Error::new(gone))?
     }
+}
+
+fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
+    // SQLite has nobody wait for who else sets the mode of a new file.
+    let mut tries = 0..1_000;
+    while let Err(error) = connection.pragma_update(None, "journal_mode", "wal") {
+        if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) || tries.next().is_none() {
+            return Err(error);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(SCHEMA)?;
+    transaction.commit()
 }
 
 fn write(connection: &mut Connection, group: &[Job]) -> rusqlite::Result<()> {

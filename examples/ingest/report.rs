@@ -37,7 +37,7 @@ pub(crate) struct Flows {
 
 pub(crate) async fn flows(log: &dyn ExecutionLog) -> Result<Flows, StorageError> {
     let mut flows = Flows::default();
-    for count in log.counts().await?.into_iter().filter(|count| &*count.flow_type == TYPE) {
+    for count in log.counts(&Filter::all()).await?.into_iter().filter(|count| &*count.flow_type == TYPE) {
         match count.state {
             FlowState::Scheduled | FlowState::Running | FlowState::Suspended => flows.open += count.flows,
             FlowState::Completed => flows.completed += count.flows,

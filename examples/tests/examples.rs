@@ -3,13 +3,17 @@
 //! `cargo test -p ergon-examples` builds them first.
 
 use std::{
-    fmt::Write,
+    fmt::Write as _,
     fs::{self, File},
+    io::{Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
+
+use ergon::{FlowId, FlowState};
+use ergon_test_servers::{Persistence, Postgres, Redis};
 
 /// The longest that one run may take, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -59,6 +63,21 @@ impl Run {
         fs::read_to_string(&self.output).unwrap()
     }
 
+    /// Waits until it has printed this.
+    #[track_caller]
+    fn until_prints(&mut self, part: &str) {
+        let started = Instant::now();
+        // What it printed before its end is looked at once more after it.
+        let mut ended = false;
+        while !self.text().contains(part) {
+            let text = self.text();
+            assert!(!ended, "it has ended without printing {part:?}:\n{text}");
+            assert!(started.elapsed() < LIMIT, "it has not printed {part:?} within {LIMIT:?}:\n{text}");
+            ended = self.child.try_wait().unwrap().is_some();
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Waits for the end.
     fn end(mut self) -> Ended {
         let started = Instant::now();
@@ -74,9 +93,8 @@ impl Run {
         }
     }
 
-    /// Kills it after a while. False when it had ended by itself.
-    fn kill_after(mut self, delay: Duration) -> bool {
-        thread::sleep(delay);
+    /// Kills it. False when it had ended by itself.
+    fn kill(mut self) -> bool {
         let runs = self.child.try_wait().unwrap().is_none();
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -114,10 +132,49 @@ fn number_before(text: &str, word: &str) -> u64 {
     number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no number before {word:?} in:\n{text}"))
 }
 
+/// What an HTTP server on this machine answers.
+fn get(address: &str, path: &str) -> std::io::Result<String> {
+    let mut stream = std::net::TcpStream::connect(address)?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+#[test]
+fn metrics_are_scraped() {
+    let address = {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        format!("127.0.0.1:{port}")
+    };
+    let mut example = Run::start("metrics", &[&address]);
+    example.until_prints("scrape http");
+    let started = Instant::now();
+    let parts = [
+        "ergon_flows_ended_total{flow_type=\"Order\",state=\"completed\"} ",
+        "ergon_step_attempts_total{flow_type=\"Order\",step=\"charge\",outcome=\"retried\"} ",
+        "ergon_flow_duration_seconds_bucket{flow_type=\"Order\",le=\"0.5\"} ",
+        "ergon_log_duration_seconds_count{operation=\"commit\"} ",
+        "ergon_flows{queue=\"default\",flow_type=\"Order\",state=\"completed\"} ",
+        "ergon_slots 16",
+    ];
+    loop {
+        let text = get(&address, "/metrics").unwrap_or_default();
+        if parts.iter().all(|part| text.contains(part)) {
+            break;
+        }
+        assert!(started.elapsed() < LIMIT, "not all of {parts:#?} is in:\n{text}");
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(example.kill(), "it runs until it is stopped");
+}
+
 #[test]
 fn order_runs_and_answers_again() {
     let timeline = [
         "attempt 3, key",
+        "charge of order-7: attempt 2 failed after",
+        "charge of order-7: attempt 3 done after",
         "Receipt { payment: \"payment 4711\"",
         "Order \"order-7\" (version 1): completed",
         "attempt 2 failed",
@@ -138,21 +195,38 @@ fn order_runs_and_answers_again() {
     assert!(!again.contains("charge: 2400"), "a step ran again:\n{again}");
 }
 
-#[test]
-fn order_goes_on_after_a_kill() {
+/// The state of a flow in a file, if it is there.
+async fn state(db: &str, id: &str) -> Option<FlowState> {
+    let log = ergon::open(&format!("sqlite:{db}")).await.unwrap();
+    let record = log.flow(&FlowId::new(id).unwrap()).await.unwrap();
+    record.map(|record| record.info.state)
+}
+
+#[tokio::test]
+async fn order_goes_on_after_a_kill() {
     let folder = tempfile::tempdir().unwrap();
-    let db = folder.path().join("orders.db");
-    let db = db.to_str().unwrap();
-    // The flow sleeps for a second, after its first steps.
-    let first = Run::start("order", &[db]);
-    let started = Instant::now();
-    while !first.text().contains("attempt 3") && started.elapsed() < LIMIT {
-        thread::sleep(Duration::from_millis(10));
+    for attempt in 0..20 {
+        let db = folder.path().join(format!("orders-{attempt}.db"));
+        let db = db.to_str().unwrap();
+        // The flow sleeps for a second, after its first steps.
+        let mut first = Run::start("order", &[db]);
+        first.until_prints("attempt 3");
+        let started = Instant::now();
+        while state(db, "order-7").await == Some(FlowState::Running) {
+            assert!(started.elapsed() < LIMIT, "it does not sleep");
+            thread::sleep(Duration::from_millis(10));
+        }
+        first.kill();
+        if state(db, "order-7").await == Some(FlowState::Completed) {
+            // The second was over before anybody looked.
+            continue;
+        }
+        let second = run("order", &[db]);
+        has(&second, &["ship: with label 8", "Order \"order-7\" (version 1): completed"]);
+        assert!(!second.contains("reserve: one"), "a recorded step ran again:\n{second}");
+        return;
     }
-    assert!(first.kill_after(Duration::from_millis(200)));
-    let second = run("order", &[db]);
-    has(&second, &["ship: with label 8", "Order \"order-7\" (version 1): completed"]);
-    assert!(!second.contains("reserve: one"), "a recorded step ran again:\n{second}");
+    panic!("the order was never killed in time");
 }
 
 #[test]
@@ -188,10 +262,103 @@ fn approval_ends_in_three_ways() {
 }
 
 #[test]
+fn auction_counts_each_bid_once() {
+    let text = run("auction", &[]);
+    has(
+        &text,
+        &[
+            "bob bids: Accepted",
+            "bob bids: Duplicate",
+            "the auction: ada has the clock for 300 euros, of 2 bids; nobody wants the lamp",
+            "sold 2: nobody wants the lamp",
+            "the last status: Some(\"clock: 2 bids\")",
+            "(version 1, run 3): completed",
+            "ada hears: Some(\"ada has the clock for 300 euros, of 2 bids\")",
+        ],
+    );
+}
+
+#[test]
+fn trip_is_booked_or_undone() {
+    let text = run("trip", &[]);
+    has(
+        &text,
+        &[
+            "Rome: flight 406, hotel 405, car 403",
+            "Oslo: the hotel 405 is released\nOslo: the flight 406 is released\nOslo: the flow failed: there is no car",
+            "Bergen: the flow failed: there is no car in Bergen; compensation 2 failed too",
+            "Bergen: the hotel 605 is released\nBergen: the flight 606 is released\nBergen, retried: the flow failed",
+        ],
+    );
+}
+
+#[test]
 fn workers_take_over() {
     let text = run("workers", &[]);
     has(&text, &["bob was killed (SIGKILL)", "all 60 flows completed"]);
     assert!(number_before(&text, "of") > 0, "nothing was taken over:\n{text}");
+}
+
+/// Sends a process a signal.
+fn signal(run: &Run, signal: &str) {
+    let status = Command::new("kill").arg(format!("-{signal}")).arg(run.child.id().to_string()).status();
+    assert!(status.unwrap().success());
+}
+
+/// Three workers share what is sent; one is killed, one is asked to stop, and nothing is lost.
+fn fleet_on(url: &str) {
+    let worker = |name| Run::start("fleet", &["work", "--log", url, "--name", name, "--slots", "4", "--lease", "0.5"]);
+    let mut workers = ["ann", "bob", "cleo"].map(worker);
+    for worker in &mut workers {
+        worker.until_prints("works");
+    }
+    let send = Run::start("fleet", &["send", "300", "--log", url]);
+    let done = || {
+        let status = run("fleet", &["status", "--log", url]);
+        let line = status.lines().find(|line| line.contains("completed"));
+        line.map_or(0, |line| number_before(line, "Parcel"))
+    };
+    let until_done = |count| {
+        let started = Instant::now();
+        while done() < count {
+            assert!(started.elapsed() < LIMIT, "{} of {count} are done on {url}", done());
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let [ann, bob, cleo] = workers;
+    until_done(30);
+    assert!(bob.kill());
+    until_done(60);
+    signal(&cleo, "TERM");
+    has(&cleo.end().text, &["cleo has given back"]);
+    let Ended { success, text } = send.end();
+    assert!(success, "{text}");
+    has(&text, &["300 flows are scheduled, 0 were there", "all 300 are done", "ann ran", "bob ran", "cleo ran"]);
+    assert_eq!(
+        text.lines().filter(|line| line.contains("ran")).map(|line| number_before(line, "steps")).sum::<u64>(),
+        900
+    );
+    has(&run("fleet", &["send", "300", "--log", url]), &["0 flows are scheduled, 300 were there"]);
+    signal(&ann, "INT");
+    has(&ann.end().text, &["ann has given back"]);
+}
+
+#[test]
+fn fleet_works_on_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    fleet_on(&format!("sqlite:{}", folder.path().join("fleet.db").display()));
+}
+
+#[test]
+fn fleet_works_on_servers() {
+    fleet_on(&Redis::start(Persistence::None).url());
+    fleet_on(&Postgres::start().url());
+}
+
+#[test]
+fn fleet_refuses_bad_urls() {
+    has(&refuse("fleet", &["status", "--log", "fleet.db"]), &["error:", "write sqlite:FILE"]);
+    has(&refuse("fleet", &["status", "--log", "mysql://localhost"]), &["error:", "mysql:", "redis://"]);
 }
 
 #[test]
@@ -233,7 +400,7 @@ fn ingest_is_the_same_however_often_it_is_killed() {
     let tree = folder.path().join("tree");
     let files = make_tree(&tree);
     let db = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let (calm, rough, fresh) = (db("calm.db"), db("rough.db"), db("fresh.db"));
+    let (calm, mut rough, fresh) = (db("calm.db"), db("rough.db"), db("fresh.db"));
     let tree_arg = tree.to_str().unwrap();
 
     let text = run("ingest", &["index", tree_arg, "--db", &calm]);
@@ -242,19 +409,26 @@ fn ingest_is_the_same_however_often_it_is_killed() {
 
     // Killed when some files are done and some are not.
     let mut kills = 0;
-    while kills < 2 {
+    for attempt in 0..20 {
         let run_again = Run::start("ingest", &["index", tree_arg, "--db", &rough]);
         let started = Instant::now();
         let before = done(&rough);
         while done(&rough) == before && started.elapsed() < LIMIT {
             thread::sleep(Duration::from_millis(1));
         }
-        if !run_again.kill_after(Duration::ZERO) {
+        if run_again.kill() && done(&rough) < files {
+            kills += 1;
+            if kills == 2 {
+                break;
+            }
+        } else if kills > 0 {
             break;
+        } else {
+            // It was over before anybody looked.
+            rough = db(&format!("rough-{attempt}.db"));
         }
-        kills += 1;
     }
-    assert!(kills > 0, "the run was over before it could be killed");
+    assert!(kills > 0, "the run was over each time before it could be killed");
     let text = run("ingest", &["index", tree_arg, "--db", &rough]);
     has(&text, &["indexed    301, with"]);
     let status = run("ingest", &["status", "--db", &rough]);
@@ -315,4 +489,29 @@ fn ingest_refuses_bad_arguments() {
     has(&refuse("ingest", &["search", "word", "--db", &db]), &["error:", "no such file"]);
     has(&refuse("ingest", &["status", "--db", &db]), &["error:", "no such file"]);
     assert!(!Path::new(&db).exists(), "a refused command made the file");
+}
+
+/// Worker processes are killed, and not a cent is lost.
+fn bank_adds_up(args: &[&str]) {
+    let text = run("bank", args);
+    has(
+        &text,
+        &["processes killed         15", "cents in all          10000   of 10000", "every transfer was booked once"],
+    );
+    let [booked, refused] = ["completed", "refused"].map(|word| {
+        let line = text.lines().find(|line| line.starts_with("transfers") && line.contains(word)).unwrap_or_default();
+        line.split_whitespace().nth(2).and_then(|number| number.parse::<u32>().ok()).unwrap_or_default()
+    });
+    assert_eq!(booked + refused, 300, "{text}");
+    assert!(booked > 100, "{text}");
+}
+
+#[test]
+fn bank_adds_up_on_a_file() {
+    bank_adds_up(&[]);
+}
+
+#[test]
+fn bank_adds_up_on_a_server() {
+    bank_adds_up(&[&Postgres::start().url()]);
 }

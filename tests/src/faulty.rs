@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     future::Future,
+    ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,12 +16,21 @@ use async_trait::async_trait;
 use ergon::{
     FlowId, StorageError,
     storage::{
-        Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, Committed, Count, Cursor, Enqueued, ErrorKind,
-        ExecutionLog, Filter, FlowPage, FlowRecord, Lease, LeaseState, Limits, Message, NewFlow, NewMessage,
-        PrunePolicy, Record, Result, Retried, Sent, Topic, Watch,
+        CallKind, Cancelled, Channel, ClaimRequest, Claimed, ClaimedFlow, Clock, Commit, CommitNow, Committed, Count,
+        Cursor, Database, Enqueued, ErrorKind, ExecutionLog, Feed, Filter, FlowPage, FlowRecord, Item, Lease,
+        LeaseState, Limits, Message, NewFlow, NewMessage, PrunePolicy, Record, Result, Retried, Sent, Topic, Watch,
+        Work, WorkResult,
     },
 };
 use tokio::sync::watch;
+
+use crate::{
+    job::{self, Diary},
+    soon,
+};
+
+/// How often everything else has a turn before a process counts as being at rest.
+const TURNS: u32 = 1_000;
 
 /// What happens to a write of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +43,8 @@ pub enum Fault {
     LoseAnswer,
     /// The write is refused for now.
     Refuse,
+    /// The write is refused for good.
+    Reject,
 }
 
 /// A log as one process sees it, with faults to order. Clones are the same process;
@@ -41,17 +53,56 @@ pub enum Fault {
 pub struct FaultyLog {
     inner: Arc<dyn ExecutionLog>,
     faults: Arc<Faults>,
+    diary: Option<Arc<Diary>>,
 }
 
 struct Faults {
-    /// Successful claims, commits and releases.
+    /// Successful claims, commits, transactions and releases.
     writes: AtomicU64,
     plan: Mutex<BTreeMap<u64, Fault>>,
     outage: AtomicBool,
+    /// Outages by the numbers of the calls.
+    outages: Mutex<Vec<Range<u64>>>,
     crashed: watch::Sender<bool>,
     /// Methods whose calls wait.
     held: watch::Sender<BTreeSet<&'static str>>,
+    /// Methods whose calls fail.
+    broken: Mutex<BTreeSet<&'static str>>,
+    /// Methods whose calls are refused for good.
+    rejected: Mutex<BTreeSet<&'static str>>,
     calls: Mutex<BTreeMap<&'static str, u64>>,
+    traffic: watch::Sender<Traffic>,
+}
+
+/// What goes on between a process and its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Traffic {
+    /// Calls that have been made, let through or answered.
+    moves: u64,
+    /// Calls that the log has yet to answer; those that are held are not among them.
+    under_way: u64,
+}
+
+/// A call that is under way, until it is answered or dropped.
+struct UnderWay<'a>(&'a watch::Sender<Traffic>);
+
+impl<'a> UnderWay<'a> {
+    fn new(traffic: &'a watch::Sender<Traffic>) -> Self {
+        traffic.send_modify(|traffic| {
+            traffic.moves += 1;
+            traffic.under_way += 1;
+        });
+        Self(traffic)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|traffic| {
+            traffic.moves += 1;
+            traffic.under_way -= 1;
+        });
+    }
 }
 
 impl FaultyLog {
@@ -71,15 +122,34 @@ impl FaultyLog {
             writes: AtomicU64::new(0),
             plan: Mutex::default(),
             outage: AtomicBool::new(false),
+            outages: Mutex::default(),
             crashed: watch::Sender::new(false),
             held: watch::Sender::default(),
+            broken: Mutex::default(),
+            rejected: Mutex::default(),
             calls: Mutex::default(),
+            traffic: watch::Sender::default(),
         };
-        Self { inner, faults: Arc::new(faults) }
+        Self { inner, faults: Arc::new(faults), diary: None }
+    }
+
+    /// Notes what the log has given and taken: each claim with its epoch, and each outcome of a step of a job when
+    /// the log has answered that it is written.
+    #[must_use]
+    pub fn with_diary(mut self, diary: Arc<Diary>) -> Self {
+        self.diary = Some(diary);
+        self
+    }
+
+    fn note_claimed(&self, claimed: &Claimed) {
+        let Some(diary) = &self.diary else { return };
+        for ClaimedFlow { lease, .. } in &claimed.flows {
+            diary.note(&lease.flow, "claim", &lease.epoch.to_string(), self.clock().now());
+        }
     }
 
     /// Orders a fault for the `write`th write of an engine, counted from 1: its claims that gave something, its
-    /// commits and its releases.
+    /// commits, its transactions and its releases.
     pub fn order(&self, write: u64, fault: Fault) {
         lock(&self.faults.plan).insert(write, fault);
     }
@@ -94,6 +164,12 @@ impl FaultyLog {
         self.faults.outage.store(outage, Ordering::Release);
     }
 
+    /// Lets every call fail that is made or answered in one of these outages: the number of its first call, counted
+    /// from 1 over all methods, and of the first call after it.
+    pub fn outages(&self, outages: impl IntoIterator<Item = Range<u64>>) {
+        lock(&self.faults.outages).extend(outages);
+    }
+
     /// Lets the calls of a method wait, from now on.
     pub fn hold(&self, method: &'static str) {
         self.faults.held.send_modify(|held| _ = held.insert(method));
@@ -104,16 +180,81 @@ impl FaultyLog {
         self.faults.held.send_modify(|held| _ = held.remove(method));
     }
 
-    /// Lets the process die now: nothing is answered any more.
-    pub fn crash(&self) {
-        self.faults.crashed.send_replace(true);
+    /// Lets the calls of a method fail for now, or no longer; or, by a channel's name, those that read its messages.
+    pub fn break_down(&self, method: &'static str, broken: bool) {
+        let mut methods = lock(&self.faults.broken);
+        if broken {
+            methods.insert(method)
+        } else {
+            methods.remove(method)
+        };
     }
 
-    /// Waits until the process has died.
+    /// Refuses the calls of a method for good, from now on.
+    pub fn reject(&self, method: &'static str) {
+        lock(&self.faults.rejected).insert(method);
+    }
+
+    /// Lets the process die now: nothing is answered any more. Waits until the log is through with what it had been asked,
+    /// which would else be done later, perhaps at an instant at which the process was dead for long.
+    pub async fn crash(&self) {
+        self.faults.crashed.send_replace(true);
+        self.crashed().await;
+    }
+
+    /// Waits until the process has died, and the log is through with what it had been asked.
     pub async fn crashed(&self) {
-        let mut crashed = self.faults.crashed.subscribe();
-        // The sender is part of `self`.
+        let (mut crashed, mut traffic) = (self.faults.crashed.subscribe(), self.faults.traffic.subscribe());
+        // The senders are part of `self`.
         let _ = crashed.wait_for(|crashed| *crashed).await;
+        let _ = traffic.wait_for(|traffic| traffic.under_way == 0).await;
+    }
+
+    /// True once the process has died.
+    pub fn has_crashed(&self) -> bool {
+        *self.faults.crashed.borrow()
+    }
+
+    /// Waits until the process does nothing more by itself: no call is under way but those that are held, and though
+    /// all others have their turn again and again, none is made. Whatever wakes a process wakes it before the call
+    /// that gave the reason is answered, so it stays at rest until another one gives it a reason, or time passes.
+    ///
+    /// What goes on without the log is not seen, such as a pause before a call is repeated.
+    ///
+    /// # Panics
+    ///
+    /// When it never rests.
+    pub async fn at_rest(&self) {
+        let mut traffic = self.faults.traffic.subscribe();
+        soon("the process to be at rest", async {
+            loop {
+                // The sender is part of `self`.
+                let before = traffic.wait_for(|traffic| traffic.under_way == 0).await.map(|traffic| *traffic);
+                let mut turns = 0;
+                while turns < TURNS && before.as_ref().is_ok_and(|before| *traffic.borrow() == *before) {
+                    tokio::task::yield_now().await;
+                    turns += 1;
+                }
+                if turns == TURNS {
+                    return;
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Lets so much of tokio's time pass at once, and then the process come to rest. Whatever the process waits for
+    /// with the machine's clock instead does not come earlier.
+    ///
+    /// # Panics
+    ///
+    /// In a runtime with several threads, and when the process never rests.
+    pub async fn pass(&self, time: Duration) {
+        self.at_rest().await;
+        tokio::time::pause();
+        tokio::time::advance(time).await;
+        tokio::time::resume();
+        self.at_rest().await;
     }
 
     /// How often each method was called.
@@ -128,21 +269,33 @@ impl FaultyLog {
 
     async fn ask<T>(&self, method: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
         *lock(&self.faults.calls).entry(method).or_default() += 1;
+        self.faults.traffic.send_modify(|traffic| traffic.moves += 1);
         self.alive().await?;
         let mut held = self.faults.held.subscribe();
         // The sender is part of `self`.
         let _ = held.wait_for(|held| !held.contains(method)).await;
-        let answer = call.await;
+        if lock(&self.faults.broken).contains(method) {
+            return Err(refused());
+        }
+        if lock(&self.faults.rejected).contains(method) {
+            return Err(rejected());
+        }
+        let answer = {
+            let _under_way = UnderWay::new(&self.faults.traffic);
+            call.await
+        };
         self.alive().await?;
         answer
     }
 
     /// Never returns in a dead process.
     async fn alive(&self) -> Result<()> {
-        if *self.faults.crashed.borrow() {
+        if self.has_crashed() {
             std::future::pending::<()>().await;
         }
-        if self.faults.outage.load(Ordering::Acquire) {
+        let calls = self.calls_in_all();
+        let planned = lock(&self.faults.outages).iter().any(|outage| outage.contains(&calls));
+        if planned || self.faults.outage.load(Ordering::Acquire) {
             return Err(StorageError::new(ErrorKind::Unavailable, "the log is out of order"));
         }
         Ok(())
@@ -157,29 +310,37 @@ impl FaultyLog {
     async fn write<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
         match self.next() {
             None => call.await,
-            Some(Fault::CrashBefore) => {
-                self.crash();
-                std::future::pending().await
-            }
+            Some(fault @ Fault::CrashBefore) => self.lose(fault),
             Some(Fault::Refuse) => Err(refused()),
+            Some(Fault::Reject) => Err(rejected()),
             Some(fault) => {
                 call.await?;
-                self.lose(fault).await
+                self.lose(fault)
             }
         }
     }
 
-    async fn lose<T>(&self, fault: Fault) -> Result<T> {
-        if fault == Fault::LoseAnswer {
-            return Err(refused());
+    /// Loses the answer of a call; a dead process is not even told that.
+    fn lose<T>(&self, fault: Fault) -> Result<T> {
+        if fault != Fault::LoseAnswer {
+            self.faults.crashed.send_replace(true);
         }
-        self.crash();
-        std::future::pending().await
+        Err(refused())
     }
+}
+
+/// The outcomes of steps: the number and the step of each.
+fn outcomes(commit: &Commit) -> Vec<String> {
+    let outcomes = commit.records.iter().filter(|record| record.kind == CallKind::Step && record.phase.is_outcome());
+    outcomes.map(|record| format!("{}:{}", record.seq, job::step_of(&record.payload))).collect()
 }
 
 fn refused() -> StorageError {
     StorageError::new(ErrorKind::Unavailable, "the log does not answer, as ordered")
+}
+
+fn rejected() -> StorageError {
+    StorageError::new(ErrorKind::Invalid, "it cannot be, as ordered")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -213,13 +374,18 @@ impl ExecutionLog for FaultyLog {
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed> {
         let claimed = self.ask("claim", self.inner.claim(request)).await?;
+        self.note_claimed(&claimed);
         if claimed.flows.is_empty() {
             return Ok(claimed);
         }
         // A claim counts only if it gave something, which is known only now.
         match self.next() {
-            None | Some(Fault::Refuse) => Ok(claimed),
-            Some(fault) => self.lose(fault).await,
+            None | Some(Fault::Refuse | Fault::Reject) => Ok(claimed),
+            Some(fault) => {
+                let lost = self.lose(fault);
+                self.alive().await?;
+                lost
+            }
         }
     }
 
@@ -232,7 +398,27 @@ impl ExecutionLog for FaultyLog {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Committed> {
-        self.ask("commit", self.write(self.inner.commit(commit))).await
+        let written = self.diary.as_ref().map(|diary| (Arc::clone(diary), commit.lease.clone(), outcomes(&commit)));
+        let committed = self.ask("commit", self.write(self.inner.commit(commit))).await?;
+        if let Some((diary, lease, outcomes)) = written {
+            for what in outcomes {
+                diary.note(&lease.flow, "written", &what, self.clock().now());
+            }
+        }
+        Ok(committed)
+    }
+
+    /// What is answered at once could not be broken.
+    fn commit_now(&self, commit: Commit) -> CommitNow {
+        CommitNow::NotNow(commit)
+    }
+
+    fn database(&self) -> Option<Database> {
+        self.inner.database()
+    }
+
+    async fn transact(&self, lease: &Lease, call: &str, work: Work<'_>) -> Result<WorkResult> {
+        self.ask("transact", self.write(self.inner.transact(lease, call, work))).await
     }
 
     async fn send(&self, message: NewMessage) -> Result<Sent> {
@@ -260,15 +446,21 @@ impl ExecutionLog for FaultyLog {
     }
 
     async fn messages(&self, flow: &FlowId, channels: &[Channel], after: u32, limit: usize) -> Result<Vec<Message>> {
-        self.ask("messages", self.inner.messages(flow, channels, after, limit)).await
+        let is_broken = channels.iter().any(|channel| lock(&self.faults.broken).contains(&*channel.to_string()));
+        let answer = self.ask("messages", self.inner.messages(flow, channels, after, limit)).await;
+        if is_broken { Err(refused()) } else { answer }
+    }
+
+    async fn items(&self, flow: &FlowId, feed: &Feed, after: u32, limit: usize) -> Result<Vec<Item>> {
+        self.ask("items", self.inner.items(flow, feed, after, limit)).await
     }
 
     async fn list(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Result<FlowPage> {
         self.ask("list", self.inner.list(filter, after, limit)).await
     }
 
-    async fn counts(&self) -> Result<Vec<Count>> {
-        self.ask("counts", self.inner.counts()).await
+    async fn counts(&self, filter: &Filter) -> Result<Vec<Count>> {
+        self.ask("counts", self.inner.counts(filter)).await
     }
 
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64> {

@@ -4,10 +4,15 @@ use std::{
     fs::{File, OpenOptions},
     io::Write,
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
-use ergon::prelude::*;
+use ergon::{
+    StorageError, Timestamp,
+    prelude::*,
+    storage::{Durability, ExecutionLog, SqliteOptions},
+};
 
 /// A job of a few steps, parallel ones and waits among them.
 #[flow_type]
@@ -37,7 +42,7 @@ impl Job {
     /// Takes a moment.
     #[step]
     async fn work(&self, name: &str, value: u32) -> ergon::Result<u32> {
-        let diary = state::<Diary>();
+        let diary = state::<Arc<Diary>>();
         diary.write("begin", name);
         tokio::time::sleep(Duration::from_millis(u64::from(self.number % 3))).await;
         diary.write("end", name);
@@ -47,7 +52,7 @@ impl Job {
     /// Fails at its first attempt.
     #[step(retry(max_attempts = 50, backoff = "5ms", max = "20ms"))]
     async fn flaky(&self, value: u32) -> ergon::Result<u32> {
-        let diary = state::<Diary>();
+        let diary = state::<Arc<Diary>>();
         diary.write("begin", "flaky");
         if attempt() == 1 {
             return Err(ergon::Error::new("the first attempt fails"));
@@ -60,7 +65,36 @@ impl Job {
 /// What a job results in.
 pub const RESULT: u32 = 1 + 2 + 3 + 4 + 5 + 6;
 
-/// A file to which the bodies of steps append a line each time they begin and end: `flow event name process time`.
+/// The step whose outcome this is.
+#[must_use]
+pub fn step_of(outcome: &[u8]) -> &'static str {
+    match outcome {
+        b"1" => "first",
+        b"2" => "left",
+        b"3" => "right",
+        b"4" => "quick",
+        b"5" => "flaky",
+        _ => "last",
+    }
+}
+
+/// Opens the log at a URL.
+///
+/// # Errors
+///
+/// As [`ergon::open`].
+pub async fn open(url: &str) -> Result<Arc<dyn ExecutionLog>, StorageError> {
+    match url.strip_prefix("sqlite:") {
+        // What a power cut takes is not what these tests are about. A process that is stopped may hold the lock.
+        Some(path) => {
+            let options = SqliteOptions::new(path).durability(Durability::Normal);
+            Ok(Arc::new(options.busy_timeout(Duration::from_millis(300)).open().await?))
+        }
+        None => ergon::open(url).await,
+    }
+}
+
+/// A file to which processes append a line each time something happens: `flow event what process time`.
 #[derive(Debug)]
 pub struct Diary {
     file: File,
@@ -78,9 +112,28 @@ impl Diary {
         Self { file: file.expect("the diary can be opened") }
     }
 
-    fn write(&self, event: &str, name: &str) {
-        let (flow, process) = (ergon::flow_id(), std::process::id());
-        let line = format!("{flow} {event} {name} {process} {}\n", ergon::now().as_micros());
+    /// The body of a step notes something.
+    fn write(&self, event: &str, what: &str) {
+        self.note(&ergon::flow_id(), event, what, ergon::now());
+    }
+
+    /// Notes that this process is ready to work.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be written.
+    pub fn note_ready(&self) {
+        self.note(&FlowId::new("nobody").expect("an id"), "ready", "-", Timestamp::from_micros(0));
+    }
+
+    /// Notes something.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be written.
+    pub fn note(&self, flow: &FlowId, event: &str, what: &str, at: Timestamp) {
+        let process = std::process::id();
+        let line = format!("{flow} {event} {what} {process} {}\n", at.as_micros());
         // One write of a short line to a file opened for appending is not torn.
         (&self.file).write_all(line.as_bytes()).expect("the diary can be written");
     }

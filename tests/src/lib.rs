@@ -2,12 +2,17 @@
 //!
 //! [`FaultyLog`] stands between an engine and its log and breaks what is asked of it. [`TestClock`] lets hours pass
 //! in moments. [`Trace`] is where step bodies note that they ran. [`Place`] is a log to run on, in memory or in a
-//! file. [`job`] is what the helper process `job-worker` runs.
+//! file. [`fleet`] starts worker processes on any log, makes trouble, and looks at what they did; [`job`] is what they
+//! run.
 
 mod clock;
 mod faulty;
+pub mod fleet;
+mod gate;
 pub mod job;
+mod measured;
 mod place;
+pub mod skew;
 mod trace;
 
 use std::{future::Future, time::Duration};
@@ -19,6 +24,8 @@ use ergon::{
 
 pub use clock::TestClock;
 pub use faulty::{Fault, FaultyLog};
+pub use gate::Gate;
+pub use measured::Measured;
 pub use place::Place;
 pub use trace::{Trace, note, trace};
 
@@ -60,6 +67,17 @@ where
         }
     })
     .await;
+}
+
+/// Waits until the workers of a process have looked for flows so many times more: what they could claim, they have.
+///
+/// # Panics
+///
+/// When they do not.
+pub async fn looks(process: &FaultyLog, times: u64) {
+    let looked = || process.calls().get("claim").copied().unwrap_or_default();
+    let before = looked();
+    until("the workers to look for flows", || async { looked() >= before + times }).await;
 }
 
 /// Waits until a flow is in a state, and returns it.

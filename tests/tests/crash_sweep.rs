@@ -497,11 +497,13 @@ sweeps! {
         CrashBefore 1:  | outer inner right left after
         CrashBefore 2: outer inner | outer inner right left after
         CrashBefore 3: outer inner right left | outer right left after
-        CrashBefore 4: outer inner right left after | after
+        CrashBefore 4: outer inner right left | outer after
+        CrashBefore 5: outer inner right left after | after
         CrashAfter 1:  | outer inner right left after
         CrashAfter 2: outer inner | outer right left after
-        CrashAfter 3: outer inner right left | after
-        CrashAfter 4: outer inner right left after |
+        CrashAfter 3: outer inner right left | outer after
+        CrashAfter 4: outer inner right left | after
+        CrashAfter 5: outer inner right left after |
     "#]],
     retries: Retries expect![[r#"
         flaky after
@@ -630,16 +632,22 @@ sweeps! {
         CrashBefore 4: outer | outer inner end after
         CrashBefore 5: outer inner | outer inner end after
         CrashBefore 6: outer inner | outer end after
-        CrashBefore 7: outer inner end | outer end after
-        CrashBefore 8: outer inner end after | after
+        CrashBefore 7: outer inner | outer end after
+        CrashBefore 8: outer inner | outer end after
+        CrashBefore 9: outer inner | outer end after
+        CrashBefore 10: outer inner end | outer end after
+        CrashBefore 11: outer inner end after | after
         CrashAfter 1:  | outer inner end after
         CrashAfter 2: outer | outer inner end after
         CrashAfter 3: outer | outer inner end after
         CrashAfter 4: outer | outer inner end after
         CrashAfter 5: outer inner | outer end after
         CrashAfter 6: outer inner | outer end after
-        CrashAfter 7: outer inner end | after
-        CrashAfter 8: outer inner end after |
+        CrashAfter 7: outer inner | outer end after
+        CrashAfter 8: outer inner | outer end after
+        CrashAfter 9: outer inner | outer end after
+        CrashAfter 10: outer inner end | after
+        CrashAfter 11: outer inner end after |
     "#]],
     unordered: Unordered expect![[r#"
         190

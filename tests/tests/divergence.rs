@@ -3,14 +3,14 @@
 // As expect-test writes them.
 #![allow(clippy::needless_raw_string_hashes)]
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use ergon::{
     Flow, FlowError, FlowHandle, WorkerHandle,
     prelude::*,
-    storage::{ExecutionLog, FlowState, ManualClock, Retried},
+    storage::{ExecutionLog, Filter, FlowState, ManualClock, Retried},
 };
-use ergon_tests::{FaultyLog, Place, Trace, both, note, soon, state_of};
+use ergon_tests::{FaultyLog, Place, Trace, both, note, soon, state_of, until};
 use expect_test::{Expect, expect};
 
 #[step]
@@ -98,6 +98,14 @@ deploys! {
         sleep(Duration::from_secs(7200)).await;
         Ok(first + &second + &book("hotel").await?)
     }
+    at_once: {
+        let first = book("train").await?;
+        // Made at once with what differs, and not to take effect.
+        let beside = child(old::Trip).id("beside").start();
+        let (second, ()) = tokio::join!(pay(8), sleep(Duration::from_secs(1)));
+        drop(beside);
+        Ok(first + &second?)
+    }
     dropped: {
         let first = book("train").await?;
         Ok(first)
@@ -139,8 +147,9 @@ async fn under_way(log: &FaultyLog, clock: &ManualClock) -> FlowHandle<String, S
     flow
 }
 
-const WHAT_TO_DO: &str = "nothing is lost: undo the change, or give the flow a new version for the changed code and \
-                          let a worker with the old code finish this one, then retry the flow";
+const WHAT_TO_DO: &str = "nothing is lost: undo the change, or put it behind ergon::patched(), or give the flow a new \
+                          version for the changed code and let a worker with the old code finish this one, then \
+                          retry the flow";
 
 /// Stalls a flow under new code, then brings it to its end under the old code.
 async fn diverges<F: Flow>(place: &Place, expect: Expect) {
@@ -158,10 +167,12 @@ async fn diverges<F: Flow>(place: &Place, expect: Expect) {
     assert!(trace.take().is_empty(), "nothing runs");
     // Nothing is lost, and nothing written.
     assert_eq!(log.history(flow.id(), 0, 100).await.unwrap(), before);
+    assert_eq!(log.list(&Filter::all(), None, 100).await.unwrap().flows.len(), 1, "no child was started");
     // The same build is not offered it again …
     worker.shutdown().await;
-    let worker = deploy::<F>(&log, &trace, "new").await;
-    tokio::time::sleep(Duration::from_millis(10)).await;
+    let process = log.another();
+    let worker = deploy::<F>(&process, &trace, "new").await;
+    until("it to have looked", || async { process.calls().contains_key("claim") }).await;
     assert_eq!(flow.status().await.unwrap().state, FlowState::Stalled);
     worker.shutdown().await;
     // … another one is, and goes on.
@@ -187,6 +198,7 @@ divergences! {
     reordered_calls: reordered expect![[r#"the code and the history part at call 1: the history has step "book" (arguments a6e71d8403937c3f), the code called step "pay" (arguments 81cdf6c23a50b520)"#]],
     changed_arguments: changed expect![[r#"the code and the history part at call 2: the history has step "pay" (arguments 81cdf6c23a50b520), the code made the same call with other arguments, step "pay" (arguments 2e6d67d6d1ed3456)"#]],
     a_changed_timer: longer expect![[r#"the code and the history part at call 3: the history has timer "sleep" (arguments 5665b0866a3ff033), the code made the same call with other arguments, timer "sleep" (arguments ab04f88a57f5fa32)"#]],
+    changed_calls_at_once: at_once expect![[r#"the code and the history part at call 2: the history has step "pay" (arguments 81cdf6c23a50b520), the code called child "trip" (arguments 9cbcb82826676cd0)"#]],
     a_dropped_tail: dropped expect![[r#"the code and the history part at call 2: the history has step "pay" (arguments 81cdf6c23a50b520), the code does not make that call"#]],
     a_dropped_tail_that_waits: waiting expect![[r#"the code and the history part at call 2: the history has step "pay" (arguments 81cdf6c23a50b520), the code does not make that call"#]],
 }
@@ -222,8 +234,9 @@ async fn the_same_build_goes_on_after_a_retry() {
     let worker = deploy::<removed::Trip>(&log, &trace, "same").await;
     state_of(&log, flow.id(), FlowState::Stalled).await;
     worker.shutdown().await;
-    let worker = deploy::<old::Trip>(&log, &trace, "same").await;
-    tokio::time::sleep(Duration::from_millis(10)).await;
+    let process = log.another();
+    let worker = deploy::<old::Trip>(&process, &trace, "same").await;
+    until("it to have looked", || async { process.calls().contains_key("claim") }).await;
     assert_eq!(flow.status().await.unwrap().state, FlowState::Stalled);
     assert_eq!(flow.retry().await.unwrap(), Retried::Scheduled);
     assert_eq!(soon("the result", flow.result()).await.unwrap(), "train7hotel");
@@ -345,5 +358,44 @@ async fn a_value_of_another_shape_stalls() {
     worker.shutdown().await;
     let worker = deploy::<values::Before>(&log, &Trace::new(), "old").await;
     assert_eq!(soon("the result", flow.result()).await.unwrap(), "ada");
+    worker.shutdown().await;
+}
+
+/// Starts a child whose value has another order each time.
+#[flow_type]
+struct Tags;
+
+#[flow_type]
+impl Tags {
+    #[flow]
+    async fn run(&self) -> ergon::Result<usize> {
+        child(Tagged { tags: (0..20).collect() }).await
+    }
+}
+
+/// Counts its tags.
+#[flow_type]
+struct Tagged {
+    tags: HashSet<u32>,
+}
+
+#[flow_type]
+impl Tagged {
+    #[flow]
+    async fn run(&self) -> ergon::Result<usize> {
+        Ok(self.tags.len())
+    }
+}
+
+#[tokio::test]
+async fn a_set_in_the_value_of_a_child_is_hinted_at() {
+    let log = Place::memory().log().await;
+    let worker = Worker::new(log.clone()).register::<Tags>().register::<Tagged>().parked_max(0);
+    let worker = worker.start().await.unwrap();
+    let flow = Scheduler::new(log.clone()).schedule(Tags).await.unwrap();
+    let error = soon("the flow to stall", flow.result()).await.unwrap_err();
+    let FlowError::Stalled(reason) = error else { panic!("{error:?}") };
+    let hint = " (if its value holds a HashSet: that has another order each time, take a BTreeSet); nothing is lost";
+    assert!(reason.contains("the same call with other arguments") && reason.contains(hint), "{reason}");
     worker.shutdown().await;
 }

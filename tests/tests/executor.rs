@@ -1,11 +1,11 @@
 //! Flows that run in the calling task.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use ergon::{
     FlowError,
     prelude::*,
-    storage::{Clock, ExecutionLog, FlowState, ManualClock},
+    storage::{Clock, ErrorKind, ExecutionLog, FlowState, ManualClock},
 };
 use ergon_tests::{Fault, FaultyLog, Place, TestClock, Trace, both, note, soon, state_of, within};
 use tokio::runtime::Builder;
@@ -16,6 +16,9 @@ both!(
     children_go_to_the_queue,
     a_dropped_run_is_taken_up_again,
     cancellation_reaches_the_executor,
+    the_lease_is_renewed,
+    a_flow_of_another_version_is_refused,
+    a_value_with_a_map_is_the_same_each_time,
 );
 
 /// Steps with a wait between.
@@ -153,6 +156,82 @@ async fn cancellation_reaches_the_executor(place: Place) {
     assert!(matches!(&result, Err(FlowError::Cancelled(reason)) if reason == "enough"), "{result:?}");
 }
 
+async fn the_lease_is_renewed(place: Place) {
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    let trace = Trace::new();
+    let lease = Duration::from_secs(60);
+    let executor = Executor::new(log.clone()).with_state(trace.clone()).lease(lease);
+    let id = FlowId::new("w").unwrap();
+    let mut run = std::pin::pin!(async { executor.run(Word { hangs: true }).id("w").await });
+    let renewed = async {
+        ergon_tests::until("the step", || async { trace.count("hangs") == 1 }).await;
+        for _ in 0..10 {
+            let heartbeats = || log.calls().get("heartbeat").copied().unwrap_or_default();
+            let before = heartbeats();
+            clock.advance(lease / 3);
+            ergon_tests::until("the renewal", || async { heartbeats() > before }).await;
+            let until = clock.now().saturating_add(lease);
+            ergon_tests::until("the new end of the lease", || async {
+                log.flow(&id).await.unwrap().unwrap().info.due_at == Some(until)
+            })
+            .await;
+        }
+    };
+    tokio::select! {
+        result = &mut run => panic!("it hangs: {result:?}"),
+        () = renewed => {}
+    }
+    let info = log.flow(&id).await.unwrap().unwrap().info;
+    assert_eq!((info.state, info.epoch), (FlowState::Running, 1));
+    assert_eq!(trace.take(), ["hangs"]);
+}
+
+/// Two versions of one flow.
+macro_rules! version {
+    ($name:ident: $version:literal) => {
+        mod $name {
+            use super::*;
+
+            #[flow_type(name = "versioned", version = $version)]
+            pub(super) struct Versioned;
+
+            #[flow_type]
+            impl Versioned {
+                #[flow]
+                async fn run(&self) -> ergon::Result<u32> {
+                    let word: String = signal("word").await?;
+                    note(format!("{word} in version {}", $version));
+                    Ok($version)
+                }
+            }
+        }
+    };
+}
+
+version!(first: 1);
+version!(second: 2);
+
+async fn a_flow_of_another_version_is_refused(place: Place) {
+    let log = place.log().await;
+    let trace = Trace::new();
+    let executor = Executor::new(log.clone()).with_state(trace.clone());
+    let run = async { executor.run(first::Versioned).id("v").await };
+    tokio::time::timeout(Duration::from_millis(50), run).await.unwrap_err();
+    let id = FlowId::new("v").unwrap();
+    state_of(&log, &id, FlowState::Suspended).await;
+    Scheduler::new(log.clone()).signal(&id, "word", "said").await.unwrap();
+    let refused = executor.run(second::Versioned).id("v").await.unwrap_err();
+    let FlowError::Log(refused) = refused else { panic!("{refused:?}") };
+    assert_eq!(refused.kind(), ErrorKind::Conflict);
+    assert!(refused.to_string().contains("the flow has version 1 of its type, this code is version 2"), "{refused}");
+    assert!(trace.take().is_empty());
+    assert_eq!(soon("the result", async { executor.run(first::Versioned).id("v").await }).await.unwrap(), 1);
+    // What has ended has ended, for all versions.
+    assert_eq!(executor.run(second::Versioned).id("v").await.unwrap(), 1);
+    assert_eq!(trace.take(), ["said in version 1"]);
+}
+
 /// The crash sweep, for an executor.
 #[test]
 fn a_crash_at_any_write_is_survived() {
@@ -208,4 +287,31 @@ async fn a_worker_leaves_flows_of_executors_alone() {
     assert_eq!(trace.take(), ["hangs"]);
     assert_eq!(worker.running(), 0);
     worker.shutdown().await;
+}
+
+/// Counts.
+#[flow_type]
+struct Tally {
+    votes: HashMap<String, u32>,
+}
+
+#[flow_type]
+impl Tally {
+    #[flow]
+    async fn run(&self) -> ergon::Result<u32> {
+        Ok(self.votes.values().sum())
+    }
+}
+
+/// Each map of the same entries has an order of its own, as in a program that was started again.
+async fn a_value_with_a_map_is_the_same_each_time(place: Place) {
+    let log = place.log().await;
+    let executor = Executor::new(log.clone());
+    let tally = |more: u32| Tally { votes: (0..20).map(|n| (format!("candidate {n}"), n + more)).collect() };
+    for _ in 0..5 {
+        assert_eq!(executor.run(tally(0)).id("tally").await.unwrap(), 190);
+        assert!(Scheduler::new(log.clone()).schedule(tally(0)).id("tally").await.is_ok());
+    }
+    let error = executor.run(tally(1)).id("tally").await.unwrap_err();
+    assert!(matches!(&error, FlowError::Log(error) if error.kind() == ErrorKind::Conflict), "{error:?}");
 }

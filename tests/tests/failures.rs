@@ -3,16 +3,16 @@
 // Raw strings are as expect-test writes them, and its macros read best in place.
 #![allow(clippy::needless_raw_string_hashes, clippy::needless_pass_by_value)]
 
-use std::{fmt::Write, time::Duration};
+use std::time::Duration;
 
 use ergon::{
     ErrorKind, FlowError, Retryable,
     prelude::*,
-    storage::{CallKind, Cancelled, ExecutionLog, FlowState, ManualClock, Phase},
+    storage::{CallKind, Cancelled, ExecutionLog, Filter, FlowState, ManualClock, Phase},
 };
-use ergon_tests::{FaultyLog, Place, Trace, both, note, soon, state_of, until};
+use ergon_tests::{FaultyLog, Place, Trace, both, looks, note, soon, state_of, until};
 use expect_test::{Expect, expect};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 const LONG: Duration = Duration::from_secs(1_000_000);
 
@@ -20,13 +20,17 @@ both!(
     errors_reach_the_caller_as_they_are,
     panics_are_failed_attempts,
     attempts_and_backoff_survive_a_crash,
+    an_error_says_when_to_try_again,
     a_step_has_a_time_limit_per_attempt,
+    a_step_that_waits_holds_no_slot_and_keeps_its_limit,
+    a_limit_survives_a_crash,
+    what_came_in_time_is_taken_after_the_limit,
+    each_attempt_has_a_limit_of_its_own,
     a_flow_has_a_time_limit,
     a_missing_state_is_named,
     cancellation_wins_over_every_wait,
     cancellation_reaches_children_and_parents,
     a_failed_flow_goes_on_after_a_retry,
-    the_worker_lives_through_panics,
 );
 
 /// An error with fields.
@@ -156,11 +160,11 @@ async fn attempts_and_backoff_survive_a_crash(place: Place) {
         let worker = start(&process).await;
         until("the attempt to be recorded", || async { trace.count(attempt) == 1 }).await;
         let due = state_of(&log, flow.id(), FlowState::Suspended).await.wake.at.expect("an instant");
-        process.crash();
+        process.crash().await;
         drop(worker);
         let next = start(&log).await;
         clock.advance(Duration::from_micros(3_600_000_000 * hours - 1));
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        looks(&log, 3).await;
         assert_eq!(trace.notes().last().map(String::as_str), Some(attempt), "not early");
         next.shutdown().await;
         clock.advance(Duration::from_micros(1));
@@ -176,6 +180,93 @@ async fn attempts_and_backoff_survive_a_crash(place: Place) {
     worker.shutdown().await;
 }
 
+/// Is told each time when to come again.
+#[flow_type]
+struct Throttled;
+
+/// What a service says that has too much to do.
+#[derive(Debug, Serialize, Deserialize)]
+enum Busy {
+    For(Duration),
+    Engine(ergon::Error),
+}
+
+impl Retryable for Busy {
+    fn is_retryable(&self) -> bool {
+        true
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::For(duration) => Some(*duration),
+            Self::Engine(error) => error.retry_after(),
+        }
+    }
+}
+
+impl From<ergon::Error> for Busy {
+    fn from(error: ergon::Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+#[flow_type]
+impl Throttled {
+    #[flow]
+    async fn run(&self) -> Result<(), Busy> {
+        self.step().await
+    }
+
+    /// The policy would wait for a second at most.
+    #[step(retry(max_attempts = 9, backoff = "1s", max = "1s"))]
+    async fn step(&self) -> Result<(), Busy> {
+        note(attempt().to_string());
+        match attempt() {
+            1 => Err(Busy::For(Duration::from_secs(7_200))),
+            2 => Err(Busy::For(Duration::ZERO)),
+            3 => Err(Busy::Engine(ergon::Error::new("busy").with_retry_after(Duration::from_micros(500)))),
+            _ => Err(Busy::For(Duration::MAX)),
+        }
+    }
+}
+
+async fn an_error_says_when_to_try_again(place: Place) {
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    let trace = Trace::new();
+    let flow = Scheduler::new(log.clone()).schedule(Throttled).await.unwrap();
+    let start = async |log: &FaultyLog| {
+        let worker = Worker::new(log.clone()).register::<Throttled>().with_state(trace.clone()).lease(LONG);
+        worker.fallback(Duration::from_millis(5)).start().await.unwrap()
+    };
+    // The process dies while the flow waits, and another one waits no less and no longer.
+    let process = log.another();
+    let worker = start(&process).await;
+    let due = state_of(&log, flow.id(), FlowState::Suspended).await.wake.at.expect("an instant");
+    process.crash().await;
+    drop(worker);
+    assert_eq!(due, log.clock().now().saturating_add(Duration::from_secs(7_200)));
+    let worker = start(&log).await;
+    clock.advance(Duration::from_micros(7_200_000_000 - 1));
+    looks(&log, 3).await;
+    assert_eq!(trace.notes(), ["1"], "not early");
+    clock.advance(Duration::from_micros(1));
+    until("the third attempt", || async { trace.count("3") == 1 }).await;
+    let third = async || log.history(flow.id(), 0, 10).await.unwrap().get(2).cloned();
+    until("its record", || async { third().await.is_some() }).await;
+    clock.advance(Duration::from_micros(500));
+    let error = soon("the end", flow.result()).await.unwrap_err();
+    let FlowError::Failed(Busy::Engine(error)) = error else { panic!("{error:?}") };
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    let text = error.to_string();
+    assert!(text.starts_with(r#"the error of step "step" asks for another attempt in 18446744073709551615"#), "{text}");
+    assert_eq!(trace.take(), ["1", "2", "3", "4"]);
+    let history = log.history(flow.id(), 0, 10).await.unwrap();
+    let waits: Vec<_> = history.iter().filter_map(|record| Some(record.due_at?.since(record.at).as_micros())).collect();
+    assert_eq!(waits, [7_200_000_000, 0, 500]);
+    worker.shutdown().await;
+}
+
 async fn a_step_has_a_time_limit_per_attempt(place: Place) {
     let clock = ManualClock::new();
     let log = place.log_at(clock.clone()).await;
@@ -184,8 +275,10 @@ async fn a_step_has_a_time_limit_per_attempt(place: Place) {
         for attempt in 1..=3 {
             until("the attempt", || async { trace.notes().len() == attempt }).await;
             clock.advance(Duration::from_secs(5));
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            clock.advance(Duration::from_millis(10));
+            if attempt < 3 {
+                failed_attempts(&log, attempt).await;
+                clock.advance(Duration::from_millis(10));
+            }
         }
     });
     let FlowError::Failed(Typed::Engine(error)) = result.unwrap_err() else { panic!("not the engine's") };
@@ -197,10 +290,171 @@ async fn a_step_has_a_time_limit_per_attempt(place: Place) {
     let (result, ()) = tokio::join!(fails(&log, &trace, "hangs once"), async {
         until("the attempt", || async { trace.notes().len() == 1 }).await;
         clock.advance(Duration::from_secs(5));
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        failed_attempts(&log, 1).await;
         clock.advance(Duration::from_millis(10));
     });
     assert_eq!(result.unwrap(), 7);
+}
+
+/// Waits until the flow that goes on has so many failed attempts in its history.
+async fn failed_attempts(log: &FaultyLog, attempts: usize) {
+    until("the failed attempt to be recorded", || async {
+        let flows = log.list(&Filter::all(), None, 10).await.unwrap().flows;
+        flows.iter().any(|flow| !flow.state.is_final() && flow.records as usize == attempts)
+    })
+    .await;
+}
+
+/// A step with a minute, which waits inside.
+#[flow_type]
+struct Hurried {
+    how: String,
+}
+
+#[flow_type]
+impl Hurried {
+    #[flow]
+    async fn run(&self) -> Result<String, Typed> {
+        match self.how.as_str() {
+            "timers" => self.two_timers().await,
+            "timer" => self.timer_and_work().await,
+            "tried again" => self.signal_again().await,
+            _ => self.signal().await,
+        }
+    }
+
+    #[step(retry = none, timeout = "60s")]
+    async fn two_timers(&self) -> Result<String, Typed> {
+        note("began");
+        sleep(Duration::from_secs(40)).await;
+        note("half");
+        sleep(Duration::from_secs(40)).await;
+        Ok("in time".into())
+    }
+
+    #[step(retry = none, timeout = "60s")]
+    async fn timer_and_work(&self) -> Result<String, Typed> {
+        sleep(Duration::from_secs(40)).await;
+        note("half");
+        std::future::pending().await
+    }
+
+    #[step(retry = none, timeout = "60s")]
+    async fn signal(&self) -> Result<String, Typed> {
+        note("began");
+        Ok(signal("word").await?)
+    }
+
+    #[step(retry(max_attempts = 2, backoff = "10s", jitter = 0.0), timeout = "60s")]
+    async fn signal_again(&self) -> Result<String, Typed> {
+        note(format!("began {}", attempt()));
+        Ok(signal("word").await?)
+    }
+}
+
+async fn hurried(log: &FaultyLog, trace: &Trace, parked: usize) -> ergon::WorkerHandle {
+    let worker = Worker::new(log.clone()).register::<Hurried>().with_state(trace.clone());
+    worker.slots(1).parked_max(parked).lease(LONG).start().await.unwrap()
+}
+
+/// Waits until the flow is suspended until then.
+async fn suspended_until(log: &FaultyLog, id: &ergon::FlowId, at: ergon::Timestamp) {
+    until("the flow to wait for the right instant", || async {
+        let info = log.flow(id).await.unwrap().unwrap().info;
+        info.state == FlowState::Suspended && info.wake.at == Some(at)
+    })
+    .await;
+}
+
+fn is_timeout<T: std::fmt::Debug>(result: Result<T, FlowError<Typed>>) -> bool {
+    matches!(&result, Err(FlowError::Failed(Typed::Engine(error))) if error.kind() == ErrorKind::Timeout)
+}
+
+async fn a_step_that_waits_holds_no_slot_and_keeps_its_limit(place: Place) {
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    for parked in [0, 10] {
+        let trace = Trace::new();
+        let worker = hurried(&log, &trace, parked).await;
+        let began = log.clock().now();
+        let after = |seconds| began.saturating_add(Duration::from_secs(seconds));
+        let scheduler = Scheduler::new(log.clone());
+        let flow = scheduler.schedule(Hurried { how: "timers".into() }).await.unwrap();
+        suspended_until(&log, flow.id(), after(40)).await;
+        until("the slot to be free", || async { worker.running() == 0 }).await;
+        clock.advance(Duration::from_secs(40));
+        // The second timer would end after 80 seconds, the limit comes first.
+        suspended_until(&log, flow.id(), after(60)).await;
+        assert!(flow.try_result().await.unwrap().is_none());
+        clock.advance(Duration::from_secs(20));
+        assert!(is_timeout(soon("the limit", flow.result()).await));
+        let ended =
+            log.history(flow.id(), 0, 100).await.unwrap().into_iter().find(|record| record.phase == Phase::Failed);
+        assert_eq!(ended.map(|record| (record.started_at, record.at)), Some((began, after(60))));
+        assert_eq!(trace.count("half"), if parked == 0 { 2 } else { 1 });
+        worker.shutdown().await;
+    }
+}
+
+async fn a_limit_survives_a_crash(place: Place) {
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    let trace = Trace::new();
+    let began = log.clock().now();
+    let after = |seconds| began.saturating_add(Duration::from_secs(seconds));
+    let process = log.another();
+    let worker = hurried(&process, &trace, 10).await;
+    let flow = Scheduler::new(log.clone()).schedule(Hurried { how: "timer".into() }).await.unwrap();
+    suspended_until(&log, flow.id(), after(40)).await;
+    clock.advance(Duration::from_secs(40));
+    until("the body to work", || async { trace.count("half") == 1 }).await;
+    process.crash().await;
+    drop(worker);
+    // The lease ends long after the limit. The body starts again, but it has no time left.
+    clock.advance(LONG);
+    let worker = hurried(&log, &trace, 10).await;
+    assert!(is_timeout(soon("the limit", flow.result()).await));
+    let history = log.history(flow.id(), 0, 100).await.unwrap();
+    assert_eq!((history[0].phase, history[0].due_at), (Phase::Pending, Some(after(60))));
+    worker.shutdown().await;
+}
+
+async fn what_came_in_time_is_taken_after_the_limit(place: Place) {
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    let trace = Trace::new();
+    let worker = hurried(&log, &trace, 0).await;
+    let flow = Scheduler::new(log.clone()).schedule(Hurried { how: "signal".into() }).await.unwrap();
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    worker.shutdown().await;
+    clock.advance(Duration::from_secs(59));
+    flow.signal("word", "in time").await.unwrap();
+    clock.advance(Duration::from_secs(3600));
+    let worker = hurried(&log, &trace, 0).await;
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), "in time");
+    worker.shutdown().await;
+}
+
+async fn each_attempt_has_a_limit_of_its_own(place: Place) {
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    for parked in [0, 10] {
+        let trace = Trace::new();
+        let worker = hurried(&log, &trace, parked).await;
+        let began = log.clock().now();
+        let after = |seconds| began.saturating_add(Duration::from_secs(seconds));
+        let flow = Scheduler::new(log.clone()).schedule(Hurried { how: "tried again".into() }).await.unwrap();
+        // The limit, the backoff, the limit of the second attempt.
+        for (passed, next) in [(0, 60), (60, 70), (10, 130)] {
+            clock.advance(Duration::from_secs(passed));
+            suspended_until(&log, flow.id(), after(next)).await;
+        }
+        clock.advance(Duration::from_secs(59));
+        flow.signal("word", "at last").await.unwrap();
+        assert_eq!(soon("the result", flow.result()).await.unwrap(), "at last");
+        assert!(trace.count("began 2") > 0);
+        worker.shutdown().await;
+    }
 }
 
 /// A flow with a day to live.
@@ -239,7 +493,7 @@ const WAYS: [&str; 4] = ["sleeps", "waits", "backs off", "hangs"];
 
 async fn mortals(log: &FaultyLog, trace: &Trace) -> (ergon::WorkerHandle, Vec<FlowHandle<(), String>>) {
     let worker = Worker::new(log.clone()).register::<Mortal>().with_state(trace.clone()).lease(LONG);
-    let worker = worker.start().await.unwrap();
+    let worker = worker.fallback(Duration::from_millis(5)).start().await.unwrap();
     let flows = WAYS.map(|how| Mortal { how: how.into() });
     let flows = Scheduler::new(log.clone()).schedule_all(flows).await.unwrap();
     for flow in &flows[..3] {
@@ -255,7 +509,7 @@ async fn a_flow_has_a_time_limit(place: Place) {
     let trace = Trace::new();
     let (worker, flows) = mortals(&log, &trace).await;
     clock.advance(Duration::from_secs(24 * 3600) - Duration::from_micros(1));
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    looks(&log, 3).await;
     for flow in &flows {
         assert!(flow.try_result().await.unwrap().is_none());
     }
@@ -296,7 +550,7 @@ async fn cancellation_wins_over_every_wait(place: Place) {
     clock.advance(LONG / 3);
     until("the worker to let go", || async { worker.running() == 0 }).await;
     clock.advance(LONG);
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    looks(&log, 3).await;
     assert_eq!(trace.take().len(), 2);
     for flow in &flows {
         assert_eq!(flow.status().await.unwrap().state, FlowState::Cancelled);
@@ -390,114 +644,6 @@ impl Repaired {
     }
 }
 
-/// A value whose own code panics where it hurts.
-#[derive(Debug, Deserialize)]
-struct Bomb(String);
-
-impl Serialize for Bomb {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        assert!(self.0 != "serialize", "in Serialize");
-        self.0.serialize(serializer)
-    }
-}
-
-impl Drop for Bomb {
-    fn drop(&mut self) {
-        assert!(self.0 != "drop" || std::thread::panicking(), "in Drop");
-    }
-}
-
-/// Handles bombs.
-#[flow_type]
-struct Bombs {
-    place: String,
-    how: String,
-}
-
-#[flow_type]
-impl Bombs {
-    #[flow]
-    async fn run(&self) -> ergon::Result<Bomb> {
-        let bomb = || Bomb(self.how.clone());
-        match self.place.as_str() {
-            "outcome" => drop(self.outcome().await?),
-            "error" => self.error().await.map_err(|_| ergon::Error::new("the error"))?,
-            "argument" => self.argument(&bomb()).await?,
-            "body" => self.body().await?,
-            "held" => {
-                let _held = bomb();
-                sleep(LONG).await;
-            }
-            _ => return Ok(bomb()),
-        }
-        Ok(Bomb("defused".into()))
-    }
-
-    #[step(retry(max_attempts = 2, backoff = "1ms"))]
-    async fn outcome(&self) -> ergon::Result<Bomb> {
-        Ok(Bomb(self.how.clone()))
-    }
-
-    #[step(retry(max_attempts = 2, backoff = "1ms"))]
-    async fn error(&self) -> Result<(), Bomb> {
-        Err(Bomb(self.how.clone()))
-    }
-
-    #[step(retry(max_attempts = 2, backoff = "1ms"))]
-    async fn argument(&self, _bomb: &Bomb) -> ergon::Result<()> {
-        Ok(())
-    }
-
-    #[step(retry(max_attempts = 2, backoff = "1ms"))]
-    async fn body(&self) -> ergon::Result<()> {
-        let _bomb = Bomb(self.how.clone());
-        Ok(())
-    }
-}
-
-async fn the_worker_lives_through_panics(place: Place) {
-    let log = place.log().await;
-    let scheduler = Scheduler::new(log.clone());
-    let worker = Worker::new(log.clone()).register::<Bombs>().slots(2).start().await.unwrap();
-    let mut table = String::new();
-    for how in ["serialize", "drop"] {
-        for place in ["outcome", "error", "argument", "body", "result"] {
-            let flow = scheduler.schedule(Bombs { place: place.into(), how: how.into() }).await.unwrap();
-            let state = async {
-                loop {
-                    let info = flow.status().await.unwrap();
-                    if info.state.is_final() {
-                        return info;
-                    }
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                }
-            };
-            let info = soon(&format!("the end of a flow with a bomb in {how} of its {place}"), state).await;
-            writeln!(table, "{how} {place}: {} {}", info.state, info.reason.as_deref().unwrap_or("-")).unwrap();
-        }
-    }
-    expect![[r#"
-        serialize outcome: failed step "outcome" panicked: in Serialize
-        serialize error: failed the error of step "error" panicked: in Serialize
-        serialize argument: failed the flow panicked: in Serialize
-        serialize body: completed -
-        serialize result: failed the flow panicked: in Serialize
-        drop outcome: failed the flow panicked: in Drop
-        drop error: failed the flow panicked: in Drop
-        drop argument: failed the flow panicked: in Drop
-        drop body: failed step "body" panicked: in Drop
-        drop result: failed the flow panicked: in Drop
-    "#]]
-    .assert_eq(&table);
-    // Both slots are free, and a flow that is dropped with a bomb in its hands takes nothing with it.
-    let held = scheduler.schedule(Bombs { place: "held".into(), how: "drop".into() }).await.unwrap();
-    state_of(&log, held.id(), FlowState::Suspended).await;
-    let good = scheduler.schedule(Bombs { place: "result".into(), how: "good".into() }).await.unwrap();
-    assert_eq!(soon("a good flow", good.result()).await.unwrap().0, "good");
-    until("the slots to be free", || async { worker.running() == 0 }).await;
-    soon("the shutdown", worker.shutdown()).await;
-}
-
 fn check<T>(result: Result<T, FlowError<String>>, expect: Expect) {
     let Err(error) = result else { panic!("there is a result") };
     expect.assert_eq(&error.to_string());
@@ -508,13 +654,14 @@ fn check<T>(result: Result<T, FlowError<String>>, expect: Expect) {
 async fn without_a_conversion_the_flow_fails_with_the_reason() {
     let clock = ManualClock::new();
     let log = Place::memory().log_at(clock.clone()).await;
-    let worker = Worker::new(log.clone()).register::<Plain>().lease(LONG).start().await.unwrap();
+    let trace = Trace::new();
+    let worker = Worker::new(log.clone()).register::<Plain>().with_state(trace.clone()).lease(LONG);
+    let worker = worker.start().await.unwrap();
     let scheduler = Scheduler::new(log.clone());
     let flow = scheduler.schedule(Plain { how: "panics".into() }).await.unwrap();
     check(soon("the panic", flow.result()).await, expect![[r#"the flow failed: step "step" panicked: no conversion"#]]);
     let flow = scheduler.schedule(Plain { how: "hangs".into() }).await.unwrap();
-    until("the step", || async { flow.status().await.unwrap().state == FlowState::Running }).await;
-    tokio::time::sleep(Duration::from_millis(10)).await;
+    until("the step", || async { trace.count("began") == 1 }).await;
     clock.advance(Duration::from_secs(1));
     check(
         soon("the limit", flow.result()).await,
@@ -539,6 +686,7 @@ impl Plain {
     #[step(retry = none, timeout = "1s")]
     async fn step(&self) -> Result<(), String> {
         assert!(self.how != "panics", "no conversion");
+        note("began");
         std::future::pending().await
     }
 }

@@ -1,13 +1,17 @@
 //! What must not confuse a replay: combinators that poll at random, futures dropped or never polled, equal calls.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
+};
 
 use ergon::{
     Flow,
     prelude::*,
-    storage::{Clock, ExecutionLog, FlowState, Phase},
+    storage::{Clock, ExecutionLog, FlowState, ManualClock, Phase},
 };
-use ergon_tests::{Place, TestClock, Trace, note, state_of, within};
+use ergon_tests::{Gate, Place, TestClock, Trace, note, soon, state_of, trace, until, within};
 use futures::{FutureExt, StreamExt};
 use tokio::runtime::Builder;
 
@@ -180,6 +184,61 @@ fn the_same_call_thrice_runs_thrice_with_a_key_of_its_own() {
     assert_eq!((ran.len(), keys.len()), (18, 6), "three attempts under each of six keys: {ran:?}");
 }
 
+/// Branches that are polled in random order, each with a step that ends in its third life only.
+#[flow_type]
+struct Keys;
+
+#[flow_type]
+impl Keys {
+    #[flow]
+    async fn run(&self) -> Outcome<u64> {
+        self.race().await
+    }
+
+    async fn race(&self) -> Outcome<u64> {
+        // Both branches of a kind call the same step with the same argument.
+        hidden!(tokio::select! {
+            never = async { tokio::join!(async { self.call(1).await }, async { sleep(Duration::from_secs(1)).await }) } => never.0,
+            never = async { tokio::join!(async { sleep(Duration::from_secs(2)).await }, async { self.call(1).await }) } => never.1,
+            never = async { self.call(2).await } => never,
+            never = async { self.call(3).await } => never,
+        })
+    }
+
+    #[step]
+    async fn call(&self, number: u64) -> Outcome<u64> {
+        note(format!("{number} {}", idempotency_key()));
+        if trace().notes().len() > 2 * 4 { Ok(number) } else { std::future::pending().await }
+    }
+}
+
+#[test]
+fn calls_in_random_order_keep_their_keys_over_crashes() {
+    for _ in 0..20 {
+        let trace = Trace::new();
+        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let log = Place::memory().log_at(TestClock::new(1)).await;
+            let flow = Scheduler::new(log.clone()).schedule(Keys).await.unwrap();
+            for life in 1..=2 {
+                let process = log.another();
+                let worker = Worker::new(process.clone()).register::<Keys>().with_state(trace.clone());
+                let worker = worker.lease(Duration::from_secs(1)).start().await.unwrap();
+                until("the bodies to begin", || async { trace.notes().len() == life * 4 }).await;
+                process.crash().await;
+                drop(worker);
+            }
+            let worker = Worker::new(log.clone()).register::<Keys>().with_state(trace.clone()).start().await.unwrap();
+            within(Duration::from_secs(1_000), "the flow's end", flow.result()).await.unwrap();
+            worker.shutdown().await;
+        });
+        let ran = trace.take();
+        let lives: Vec<BTreeSet<_>> = ran[..8].chunks(4).map(|life| life.iter().collect()).collect();
+        assert_eq!(lives[0], lives[1]);
+        assert_eq!(lives[0].len(), 4, "each call has a key of its own: {ran:?}");
+    }
+}
+
 /// Losers of a select: a step, a timer, a signal.
 #[flow_type]
 struct Losers;
@@ -288,6 +347,128 @@ fn races_end_the_same_way_in_every_replay() {
     }
 }
 
+/// Branches that hand each other values: one makes what the other one uses.
+#[flow_type]
+struct Pipeline;
+
+#[flow_type]
+impl Pipeline {
+    #[flow]
+    async fn run(&self) -> Outcome<u64> {
+        let (made, mut received) = tokio::sync::mpsc::unbounded_channel();
+        let (used, all_made) = tokio::join!(
+            async {
+                let mut sum = 0;
+                while let Some(item) = received.recv().await {
+                    sum += self.consume(item).await?;
+                }
+                Outcome::Ok(sum)
+            },
+            async move {
+                for item in 0..10 {
+                    self.produce(item).await?;
+                    made.send(item).map_err(|error| error.to_string())?;
+                    self.tidy(item).await?;
+                    sleep(Duration::from_secs(1)).await;
+                }
+                Outcome::Ok(())
+            }
+        );
+        all_made.and(used)
+    }
+
+    #[step]
+    async fn produce(&self, item: u64) -> Outcome<()> {
+        yields((item + 1) % 3).await;
+        Ok(())
+    }
+
+    #[step]
+    async fn tidy(&self, item: u64) -> Outcome<()> {
+        yields((item + 2) % 3).await;
+        Ok(())
+    }
+
+    #[step]
+    async fn consume(&self, item: u64) -> Outcome<u64> {
+        yields(item % 3).await;
+        Ok(item)
+    }
+}
+
+async fn yields(times: u64) {
+    for _ in 0..times {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn branches_that_hand_each_other_values_replay() {
+    for _ in 0..10 {
+        assert_eq!(replayed(Pipeline, &Trace::new()), 45);
+    }
+}
+
+/// Branches that wait for each other: only one of them may be at its first step.
+#[flow_type]
+struct Shares {
+    how: String,
+}
+
+#[flow_type]
+impl Shares {
+    #[flow]
+    async fn run(&self) -> Outcome<u64> {
+        let permits = tokio::sync::Semaphore::new(1);
+        let branch = async |number: u64| {
+            let mut sum = 0;
+            for round in 0..4 {
+                let permit = permits.acquire().await.map_err(|error| error.to_string())?;
+                sum += self.work(number, number + round).await?;
+                drop(permit);
+                sum += self.work(number, number * round).await?;
+                sleep(Duration::from_secs(1)).await;
+            }
+            Outcome::Ok(sum)
+        };
+        match &*self.how {
+            "join" => {
+                let (one, two, three) = tokio::join!(branch(1), branch(2), branch(3));
+                Ok(one? + two? + three?)
+            }
+            "try_join" => tokio::try_join!(branch(1), branch(2), branch(3)).map(|(one, two, three)| one + two + three),
+            "futures::join" => {
+                let (one, two, three) = futures::join!(branch(1), branch(2), branch(3));
+                Ok(one? + two? + three?)
+            }
+            "join_all" => futures::future::join_all((1..=3).map(&branch)).await.into_iter().sum(),
+            _ => {
+                let mut branches: futures::stream::FuturesUnordered<_> = (1..=3).map(&branch).collect();
+                let mut sum = 0;
+                while let Some(branch) = branches.next().await {
+                    sum += branch?;
+                }
+                Ok(sum)
+            }
+        }
+    }
+
+    #[step]
+    async fn work(&self, number: u64, times: u64) -> Outcome<u64> {
+        yields(times % 3).await;
+        Ok(number)
+    }
+}
+
+#[test]
+fn branches_that_wait_for_each_other_replay() {
+    for how in ["join", "try_join", "futures::join", "join_all", "FuturesUnordered"] {
+        for _ in 0..10 {
+            assert_eq!(replayed(Shares { how: how.into() }, &Trace::new()), 2 * 4 * (1 + 2 + 3), "{how}");
+        }
+    }
+}
+
 /// Hundreds of concurrent calls.
 #[flow_type]
 struct Wide {
@@ -357,6 +538,10 @@ fn time_and_chance_are_the_same_in_every_replay() {
     assert_eq!(replayed(Draws, &Trace::new()), 105);
 }
 
+/// What a body waits for that knows of no runtime.
+#[derive(Clone)]
+struct Late(Arc<Mutex<mpsc::Receiver<()>>>);
+
 /// The loser's late outcome, of a body that cannot be dropped in time.
 #[flow_type]
 #[derive(Clone)]
@@ -371,19 +556,22 @@ impl Blocking {
             quick = self.quick() => quick?,
         };
         let after = self.quick().await?;
-        sleep(Duration::from_millis(200)).await;
+        sleep(Duration::from_secs(1)).await;
         Ok(won + after)
     }
 
     #[step(blocking)]
     fn blocks(&self) -> Outcome<u64> {
-        std::thread::sleep(Duration::from_millis(50));
+        note("blocks");
+        // Until the test lets go of the other end.
+        let _ = state::<Late>().0.lock().unwrap().recv();
         note("blocked");
         Ok(100)
     }
 
     #[step]
     async fn quick(&self) -> Outcome<u64> {
+        state::<Gate>().pass().await;
         Ok(1)
     }
 }
@@ -391,17 +579,30 @@ impl Blocking {
 ergon_tests::both!(a_late_outcome_is_ignored);
 
 async fn a_late_outcome_is_ignored(place: Place) {
-    let trace = Trace::new();
-    let log = place.log().await;
-    let worker = Worker::new(log.clone()).register::<Blocking>().with_state(trace.clone()).parked_max(0);
-    let worker = worker.start().await.unwrap();
-    let flow = Scheduler::new(log.clone()).schedule(Blocking).await.unwrap();
-    assert_eq!(ergon_tests::soon("the flow's end", flow.result()).await.unwrap(), 2);
-    state_of(&log, flow.id(), FlowState::Completed).await;
-    assert_eq!(trace.take(), ["blocked"]);
-    let history = log.history(flow.id(), 0, 100).await.unwrap();
-    assert!(history.iter().all(|record| &*record.name != "blocks" || record.phase != Phase::Completed), "{history:#?}");
-    worker.shutdown().await;
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    // While the flow is in memory, and while it is not.
+    for (moment, waits) in [(10, FlowState::Running), (0, FlowState::Suspended)] {
+        let (trace, gate, (go, late)) = (Trace::new(), Gate::closed(), mpsc::channel());
+        let worker = Worker::new(log.clone()).register::<Blocking>().with_state(trace.clone()).parked_max(0);
+        let worker = worker.with_state(Late(Arc::new(Mutex::new(late)))).moment(Duration::from_secs(moment));
+        let worker = worker.with_state(gate.clone()).start().await.unwrap();
+        let flow = Scheduler::new(log.clone()).schedule(Blocking).await.unwrap();
+        until("the body to block", || async { trace.count("blocks") == 1 }).await;
+        gate.open();
+        log.at_rest().await;
+        state_of(&log, flow.id(), waits).await;
+        drop(go);
+        until("the late outcome", || async { trace.count("blocked") == 1 }).await;
+        log.at_rest().await;
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(soon("the flow's end", flow.result()).await.unwrap(), 2);
+        assert_eq!(trace.take(), ["blocks", "blocked"]);
+        let history = log.history(flow.id(), 0, 100).await.unwrap();
+        let late = history.iter().find(|record| &*record.name == "blocks" && record.phase == Phase::Completed);
+        assert!(late.is_none(), "{history:#?}");
+        worker.shutdown().await;
+    }
 }
 
 /// Steps called outside are refused, and say what to do instead.

@@ -10,13 +10,14 @@ use ergon::{
     prelude::*,
     storage::{ErrorKind, ExecutionLog, FlowState, ManualClock, Phase, Sent},
 };
-use ergon_tests::{FaultyLog, Place, Trace, both, note, soon, state_of, until, within};
+use ergon_tests::{FaultyLog, Place, Trace, both, looks, note, soon, state_of, until, within};
 
 type Outcome<T> = ergon::Result<T>;
 
 both!(
     code_after_waits_in_a_step_runs,
     two_timers_in_one_step_both_wait,
+    a_step_goes_on_while_the_flow_waits_for_longer,
     a_timer_is_never_early_and_survives_a_restart,
     a_timer_that_came_due_while_nothing_ran_fires_at_once,
     ten_thousand_short_timers_all_fire,
@@ -56,6 +57,7 @@ impl Inner {
         match self.kind.as_str() {
             "one" => self.one().await,
             "two" => self.two().await,
+            "beside" => tokio::join!(self.one(), sleep(Duration::from_secs(3600))).0,
             _ => self.signal().await,
         }
     }
@@ -134,6 +136,25 @@ async fn two_timers_in_one_step_both_wait(place: Place) {
     }
 }
 
+/// The step's outcome is recorded while the flow has every reason to be suspended.
+async fn a_step_goes_on_while_the_flow_waits_for_longer(place: Place) {
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    for parked in [0, 10] {
+        let trace = Trace::new();
+        let worker = inner(&log, &trace, parked).start().await.unwrap();
+        let flow = Scheduler::new(log.clone()).schedule(Inner { kind: "beside".into() }).await.unwrap();
+        state_of(&log, flow.id(), FlowState::Suspended).await;
+        clock.advance(Duration::from_secs(60));
+        until("the step to go on", || async { trace.count("after") == 1 }).await;
+        state_of(&log, flow.id(), FlowState::Suspended).await;
+        clock.advance(Duration::from_secs(3600));
+        assert_eq!(soon("the result", flow.result()).await.unwrap(), "one");
+        assert_eq!(trace.take(), ["after"]);
+        worker.shutdown().await;
+    }
+}
+
 /// Two timers around a step.
 #[flow_type]
 struct Alarm {
@@ -173,7 +194,7 @@ async fn a_timer_is_never_early_and_survives_a_restart(place: Place) {
     clock.advance(Duration::from_secs(1800));
     let worker = alarm(&log, &trace).fallback(Duration::from_millis(5)).start().await.unwrap();
     clock.advance(Duration::from_micros(1_800_000_000 - 1));
-    tokio::time::sleep(Duration::from_millis(30)).await;
+    looks(&log, 3).await;
     assert!(trace.notes().is_empty(), "it is an instant, not a remaining duration, and never early");
     clock.advance(Duration::from_micros(1));
     let times = soon("the result", flow.result()).await.unwrap();
@@ -467,7 +488,7 @@ impl Parent {
                 Err(error) => Ok(format!("heard: {error}")),
             },
             "detached" => {
-                let id = child(Kid { number: 13 }).id("on-its-own").start_detached().await;
+                let id = child(Kid { number: 13 }).id("on-its-own").start_detached().await?;
                 Ok(id.to_string())
             }
             _ => Ok(child(Kid { number: 1 }).id("taken").await?.to_string()),

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
     time::Duration,
 };
 
@@ -11,29 +10,14 @@ use ergon::{
     prelude::*,
     storage::{ExecutionLog, Filter, FlowState, ManualClock, Phase},
 };
-use ergon_tests::{Fault, FaultyLog, Place, Trace, both, note, soon, state_of, until};
+use ergon_tests::{Fault, FaultyLog, Gate, Place, TestClock, Trace, both, looks, note, soon, state_of, until};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use tokio::sync::Semaphore;
 
 const LEASE: Duration = Duration::from_secs(60);
-
-/// Lets steps wait until a test lets them go on.
-#[derive(Clone)]
-struct Gate(Arc<Semaphore>);
-
-impl Gate {
-    fn closed() -> Self {
-        Self(Arc::new(Semaphore::new(0)))
-    }
-
-    fn open(&self) {
-        self.0.add_permits(10_000);
-    }
-
-    async fn pass(&self) {
-        self.0.acquire().await.unwrap().forget();
-    }
-}
+/// When a worker that hears nothing looks by itself, where that is told apart from looking for a reason: what a busy
+/// machine takes for the test is far less than the difference.
+const FALLBACK: Duration = Duration::from_secs(3_600);
+const SOONER: Duration = Duration::from_secs(3_540);
 
 both!(threads:
     shutdown_at_any_write_loses_nothing,
@@ -88,7 +72,7 @@ async fn a_worker_that_claims_its_own_flow_again_runs_it_once(place: Place) {
     clock.advance(LEASE);
     until("the step to begin again", || async { trace.count("b") == 2 }).await;
     assert_eq!(worker.running(), 1);
-    tokio::time::sleep(Duration::from_millis(10)).await;
+    log.at_rest().await;
     gate.open();
     assert_eq!(soon("the result", flow.result()).await.unwrap(), "abc");
     assert_eq!(trace.take(), ["a", "b", "b", "b ended", "c"]);
@@ -111,9 +95,15 @@ both!(
     an_outage_delays_and_corrupts_nothing,
     faults_at_random_corrupt_nothing,
     shutdown_ends_though_the_log_is_out_of_order,
+    shutdown_ends_though_the_log_does_not_answer,
+    what_is_claimed_during_a_shutdown_is_given_back,
+    what_was_let_go_is_given_back_at_a_shutdown,
     large_flows_are_flows_like_others,
     an_outage_longer_than_the_lease_lets_flows_go,
+    an_outage_is_no_delivery,
     a_poison_flow_is_stalled_with_its_reason,
+    a_flow_whose_end_is_refused_is_poison,
+    a_grace_period_may_be_endless,
     two_workers_share_a_queue,
     one_slot_is_enough_for_parents_and_children,
     priorities_queues_and_delays_are_kept,
@@ -128,7 +118,7 @@ async fn a_crashed_workers_flow_is_taken_over_once_its_lease_ends(place: Place) 
     let dead = log.another();
     let first = gated(&dead, &trace, &gate).name("first").start().await.unwrap();
     until("the step to begin", || async { trace.count("b") == 1 }).await;
-    dead.crash();
+    dead.crash().await;
 
     let second = gated(&log, &trace, &gate).name("second").fallback(Duration::from_millis(5)).start().await.unwrap();
     clock.advance(Duration::from_micros(59_999_999));
@@ -211,7 +201,7 @@ async fn a_step_does_not_begin_once_the_lease_has_ended(place: Place) {
     paused.hold("heartbeat");
     paused.hold("claim");
     clock.advance(2 * LEASE);
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    paused.at_rest().await;
     assert_eq!(trace.take(), ["1"], "another worker may have run it long ago");
     // Nobody has taken the flow meanwhile: it gives it back, and is as good as any other to go on.
     paused.free("heartbeat");
@@ -270,10 +260,8 @@ impl Mixed {
     }
 }
 
-async fn mixed(log: &FaultyLog, trace: &Trace) -> WorkerHandle {
-    let worker =
-        Worker::new(log.clone()).register::<Mixed>().with_state(trace.clone()).lease(Duration::from_secs(3600));
-    worker.start().await.unwrap()
+fn mixed(log: &FaultyLog, trace: &Trace) -> Worker {
+    Worker::new(log.clone()).register::<Mixed>().with_state(trace.clone()).lease(LEASE * 60)
 }
 
 async fn shutdown_at_any_write_loses_nothing(place: Place) {
@@ -283,7 +271,7 @@ async fn shutdown_at_any_write_loses_nothing(place: Place) {
         let trace = Trace::new();
         let flow = scheduler.schedule(Mixed { number: write }).await.unwrap();
         let first = log.another();
-        let worker = mixed(&first, &trace).await;
+        let worker = mixed(&first, &trace).start().await.unwrap();
         until("so many writes", || async {
             first.writes() >= u64::from(write) || flow.try_result().await.unwrap().is_some()
         })
@@ -292,7 +280,7 @@ async fn shutdown_at_any_write_loses_nothing(place: Place) {
         let info = flow.status().await.unwrap();
         assert_ne!(info.state, FlowState::Running, "after {write} writes, {info:#?}");
         // The next worker goes on at once: the lease would have lasted for an hour.
-        let second = mixed(&log, &trace).await;
+        let second = mixed(&log, &trace).start().await.unwrap();
         assert_eq!(soon("the result", flow.result()).await.unwrap(), "abcde", "after {write} writes");
         soon("the shutdown", second.shutdown()).await;
         // A graceful shutdown repeats nothing.
@@ -344,14 +332,14 @@ async fn a_dropped_handle_stops_the_worker(place: Place) {
     let (trace, gate) = (Trace::new(), Gate::closed());
     gate.open();
     let scheduler = Scheduler::new(log.clone());
-    let worker = gated(&log, &trace, &gate).start().await.unwrap();
+    let worker = gated(&log, &trace, &gate).fallback(FALLBACK).start().await.unwrap();
     let flow = scheduler.schedule(Gated).await.unwrap();
     soon("the result", flow.result()).await.unwrap();
     drop(worker);
-    tokio::task::yield_now().await;
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    log.at_rest().await;
     let later = scheduler.schedule(Gated).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // Neither the hint nor the time makes it look again.
+    log.pass(2 * FALLBACK).await;
     assert_eq!(later.status().await.unwrap().state, FlowState::Scheduled);
 }
 
@@ -362,17 +350,16 @@ async fn a_worker_leaves_types_alone_that_it_lacks(place: Place) {
     let others: Vec<_> = (0..50).map(|_| Entry::new(Gated).priority(100)).collect();
     let others = scheduler.schedule_all(others).await.unwrap();
     let process = log.another();
-    let worker = mixed(&process, &trace).await;
+    let worker = mixed(&process, &trace).fallback(FALLBACK).start().await.unwrap();
     // What it can run, it finds behind what it cannot.
     let own = scheduler.schedule(Mixed { number: 1 }).await.unwrap();
     assert_eq!(soon("the result", own.result()).await.unwrap(), "abcde");
-    // Whatever hints of that are still under way.
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    process.at_rest().await;
     let calls = process.calls_in_all();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(process.calls_in_all(), calls, "it spins: {:?}", process.calls());
+    process.pass(SOONER).await;
+    assert_eq!(process.calls_in_all(), calls, "it looks without a reason: {:?}", process.calls());
     scheduler.schedule(Gated).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    process.at_rest().await;
     let looks = process.calls_in_all() - calls;
     assert!(looks <= 3, "one hint is worth a look, not {looks}");
     for flow in &others {
@@ -389,46 +376,71 @@ async fn an_idle_worker_asks_nothing(place: Place) {
     let scheduler = Scheduler::new(log.clone());
     let trace = Trace::new();
     let process = log.another();
-    let worker = mixed(&process, &trace).await;
+    let worker = mixed(&process, &trace).fallback(FALLBACK).start().await.unwrap();
     let flow = scheduler.schedule(Mixed { number: 1 }).await.unwrap();
     soon("the result", flow.result()).await.unwrap();
     // A flow that waits for long costs nothing either.
-    scheduler.schedule(Mixed { number: 2 }).delay(Duration::from_secs(3600)).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    scheduler.schedule(Mixed { number: 2 }).delay(LEASE * 60).await.unwrap();
+    process.at_rest().await;
     let before = process.calls();
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    process.pass(SOONER).await;
     assert_eq!(process.calls(), before);
-    worker.shutdown().await;
-
-    // Between fallbacks only.
-    let process = log.another();
-    let worker = Worker::new(process.clone()).register::<Mixed>().fallback(Duration::from_millis(100));
-    let worker = worker.start().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(550)).await;
-    let claims = process.calls()["claim"];
-    assert!((3..=8).contains(&claims), "{claims} claims in five intervals and a half");
+    // At the fallback it looks once.
+    for looks in 1..=3 {
+        process.pass(FALLBACK).await;
+        assert_eq!(process.calls()["claim"], before["claim"] + looks);
+        assert_eq!(process.calls_in_all(), before.values().sum::<u64>() + looks);
+    }
     worker.shutdown().await;
 }
 
+/// Waits for the results of flows. What was claimed with an answer that was lost is nobody's until its lease ends, which
+/// comes at once when the worker has nothing else to do.
+async fn results(
+    flows: &[FlowHandle<String, ergon::Error>],
+    process: &FaultyLog,
+    worker: &WorkerHandle,
+    clock: &TestClock,
+) {
+    for flow in flows {
+        let leases_end = async {
+            loop {
+                // Nothing is claimed meanwhile that would lose its lease too.
+                process.hold("claim");
+                process.at_rest().await;
+                if worker.running() == 0 {
+                    clock.skip(LEASE);
+                }
+                process.free("claim");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let result = async {
+            tokio::select! {
+                result = flow.result() => result,
+                () = leases_end => unreachable!("it never ends"),
+            }
+        };
+        assert_eq!(soon("the result", result).await.unwrap(), "abcde");
+    }
+}
+
 async fn an_outage_delays_and_corrupts_nothing(place: Place) {
-    let log = place.log().await;
+    let clock = TestClock::new(1);
+    let log = place.log_at(clock.clone()).await;
     let scheduler = Scheduler::new(log.clone());
     let trace = Trace::new();
     let process = log.another();
-    // A claim whose answer is lost in the outage holds its flows until the lease ends.
-    let worker = Worker::new(process.clone()).register::<Mixed>().with_state(trace.clone());
-    let worker = worker.lease(Duration::from_secs(2)).start().await.unwrap();
+    let outages: Vec<_> = (1..=8).map(|outage| outage * 20..outage * 20 + 8).collect();
+    process.outages(outages.clone());
+    let worker = mixed(&process, &trace).lease(LEASE).start().await.unwrap();
     let flows = scheduler.schedule_all((0..30).map(|number| Mixed { number })).await.unwrap();
-    for _ in 0..8 {
-        tokio::time::sleep(Duration::from_millis(7)).await;
-        process.outage(true);
-        tokio::time::sleep(Duration::from_millis(15)).await;
-        process.outage(false);
-    }
-    for flow in &flows {
-        assert_eq!(soon("the result", flow.result()).await.unwrap(), "abcde");
-    }
+    results(&flows, &process, &worker, &clock).await;
     worker.shutdown().await;
+    assert!(
+        outages.last().is_some_and(|last| process.calls_in_all() >= last.end),
+        "there was less to do than expected"
+    );
     // Nothing ran twice: no lease was lost while a flow ran.
     let mut ran: BTreeMap<_, u32> = BTreeMap::new();
     trace.take().into_iter().for_each(|label| *ran.entry(label).or_default() += 1);
@@ -440,19 +452,18 @@ async fn faults_at_random_corrupt_nothing(place: Place) {
     let seed = std::env::var("ERGON_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
     println!("seed: ERGON_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    let log = place.log().await;
+    let clock = TestClock::new(1);
+    let log = place.log_at(clock.clone()).await;
     let scheduler = Scheduler::new(log.clone());
     let trace = Trace::new();
     let process = log.another();
     for write in (1..2_000).filter(|_| rng.random_bool(0.2)).collect::<Vec<_>>() {
         process.order(write, if rng.random() { Fault::LoseAnswer } else { Fault::Refuse });
     }
-    // Claims whose answer is lost hold their flows until the lease ends.
-    let worker = Worker::new(process.clone()).register::<Mixed>().with_state(trace.clone());
-    let worker = worker.lease(Duration::from_secs(2)).slots(8).start().await.unwrap();
+    let worker = mixed(&process, &trace).lease(LEASE).slots(8).start().await.unwrap();
     let flows = scheduler.schedule_all((0..60).map(|number| Mixed { number })).await.unwrap();
+    results(&flows, &process, &worker, &clock).await;
     for flow in &flows {
-        assert_eq!(soon("the result", flow.result()).await.unwrap(), "abcde");
         let history = log.history(flow.id(), 0, 100).await.unwrap();
         assert_eq!(history.iter().filter(|record| record.phase.is_outcome()).count(), 7, "{history:#?}");
         assert_eq!(history.iter().filter(|record| record.phase == Phase::Attempt).count(), 1, "{history:#?}");
@@ -476,6 +487,52 @@ async fn shutdown_ends_though_the_log_is_out_of_order(place: Place) {
     soon("the shutdown", worker.shutdown()).await;
     assert_eq!(flow.status().await.unwrap().state, FlowState::Running, "its lease ends by itself");
     assert_eq!(flow.status().await.unwrap().records, 1);
+}
+
+async fn shutdown_ends_though_the_log_does_not_answer(place: Place) {
+    for method in ["claim", "heartbeat", "commit", "release"] {
+        let place = if place.is_file() { Place::sqlite() } else { Place::memory() };
+        let clock = ManualClock::new();
+        let log = place.log_at(clock.clone()).await;
+        let (trace, gate) = (Trace::new(), Gate::closed());
+        let process = log.another();
+        let worker = gated(&process, &trace, &gate).grace(Duration::from_millis(20)).start().await.unwrap();
+        let flow = Scheduler::new(log.clone()).schedule(Gated).await.unwrap();
+        until("the step to begin", || async { trace.count("b") == 1 }).await;
+        let calls = || process.calls().get(method).copied().unwrap_or_default();
+        let before = calls();
+        process.hold(method);
+        match method {
+            "claim" => drop(Scheduler::new(log.clone()).schedule(Gated).await.unwrap()),
+            "heartbeat" => clock.advance(LEASE / 3),
+            "commit" => gate.open(),
+            _ => {}
+        }
+        if method != "release" {
+            until("the call that is not answered", || async { calls() > before }).await;
+        }
+        soon(&format!("the shutdown while a {method} hangs"), worker.shutdown()).await;
+        let left = if method == "release" { FlowState::Running } else { FlowState::Scheduled };
+        assert_eq!(flow.status().await.unwrap().state, left, "{method}");
+    }
+}
+
+async fn what_is_claimed_during_a_shutdown_is_given_back(place: Place) {
+    let log = place.log().await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let process = log.another();
+    let worker = gated(&process, &trace, &gate).start().await.unwrap();
+    until("the first look", || async { process.calls().contains_key("claim") }).await;
+    process.hold("claim");
+    let flow = Scheduler::new(log.clone()).schedule(Gated).await.unwrap();
+    until("the second look", || async { process.calls()["claim"] > 1 }).await;
+    let shutdown = tokio::spawn(worker.shutdown());
+    tokio::task::yield_now().await;
+    process.free("claim");
+    soon("the shutdown", shutdown).await.unwrap();
+    let info = flow.status().await.unwrap();
+    assert_eq!((info.state, info.epoch, info.deliveries), (FlowState::Scheduled, 1, 0));
+    assert!(trace.take().is_empty());
 }
 
 /// A flow of many steps, one after the other or at once.
@@ -537,6 +594,27 @@ async fn an_outage_longer_than_the_lease_lets_flows_go(place: Place) {
     worker.shutdown().await;
 }
 
+/// A flow is poison when its workers die over it, not when they lose the log.
+async fn an_outage_is_no_delivery(place: Place) {
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let process = log.another();
+    // While its only slot is taken it claims nothing, so no claim is lost with its answer.
+    let worker = gated(&process, &trace, &gate).deliveries_max(3).slots(1).start().await.unwrap();
+    let flow = Scheduler::new(log.clone()).schedule(Gated).await.unwrap();
+    for outage in 1..=5 {
+        until("the step to begin", || async { trace.count("b") == outage }).await;
+        process.outage(true);
+        clock.advance(LEASE);
+        until("the worker to let go", || async { worker.running() == 0 }).await;
+        process.outage(false);
+    }
+    gate.open();
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), "abc");
+    worker.shutdown().await;
+}
+
 async fn a_poison_flow_is_stalled_with_its_reason(place: Place) {
     let clock = ManualClock::new();
     let log = place.log_at(clock.clone()).await;
@@ -566,11 +644,73 @@ async fn a_poison_flow_is_stalled_with_its_reason(place: Place) {
     worker.shutdown().await;
 }
 
+/// It lets a flow go whose lease it cannot renew, and stops before it has given it back.
+async fn what_was_let_go_is_given_back_at_a_shutdown(place: Place) {
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let flow = Scheduler::new(log.clone()).schedule(Gated).await.unwrap();
+    let process = log.another();
+    let worker = gated(&process, &trace, &gate).start().await.unwrap();
+    until("the step to begin", || async { trace.count("b") == 1 }).await;
+    process.break_down("heartbeat", true);
+    // In vain during a claim, which the stop cuts short.
+    process.hold("release");
+    clock.advance(LEASE * 3 / 4);
+    until("the worker to let go", || async { worker.running() == 0 }).await;
+    Scheduler::new(log.clone()).schedule(Gated).delay(LEASE).await.unwrap();
+    until("the worker to give back", || async { process.calls().contains_key("release") }).await;
+    let mut shutdown = std::pin::pin!(worker.shutdown());
+    assert!(futures::poll!(shutdown.as_mut()).is_pending());
+    process.free("release");
+    soon("the shutdown", shutdown).await;
+    let info = flow.status().await.unwrap();
+    assert_eq!((info.state, info.deliveries), (FlowState::Scheduled, 0));
+}
+
+/// Neither the end of the flow nor that it is stalled can be written, for whatever reason.
+async fn a_flow_whose_end_is_refused_is_poison(place: Place) {
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let flow = Scheduler::new(log.clone()).schedule(Gated).await.unwrap();
+    let process = log.another();
+    process.reject("commit");
+    let worker = gated(&process, &trace, &gate).deliveries_max(3).fallback(Duration::from_millis(1));
+    let worker = worker.start().await.unwrap();
+    for delivery in 1..=3 {
+        until("the worker to let go", || async { trace.count("a") >= delivery && worker.running() == 0 }).await;
+        looks(&process, 3).await;
+        assert_eq!(trace.count("a"), delivery, "only the end of its lease delivers it again");
+        clock.advance(LEASE);
+    }
+    let info = state_of(&log, flow.id(), FlowState::Stalled).await;
+    let reason = info.reason.as_deref().unwrap_or_default();
+    assert!(reason.starts_with("claimed 3 times without making progress"), "{reason}");
+    assert_eq!(trace.take(), ["a"; 3]);
+    worker.shutdown().await;
+}
+
+async fn a_grace_period_may_be_endless(place: Place) {
+    let log = place.log_at(ManualClock::new()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let flow = Scheduler::new(log.clone()).schedule(Gated).await.unwrap();
+    let worker = gated(&log, &trace, &gate).grace(Duration::MAX).start().await.unwrap();
+    until("the step to begin", || async { trace.count("b") == 1 }).await;
+    let mut shutdown = std::pin::pin!(worker.shutdown());
+    assert!(futures::poll!(shutdown.as_mut()).is_pending());
+    gate.open();
+    soon("the shutdown", shutdown).await;
+    let info = flow.status().await.unwrap();
+    assert_eq!((info.state, info.records), (FlowState::Scheduled, 2), "the step that ran has ended");
+}
+
 async fn two_workers_share_a_queue(place: Place) {
     let log = place.log().await;
     let scheduler = Scheduler::new(log.clone());
     let trace = Trace::new();
-    let (first, second) = (mixed(&log.another(), &trace).await, mixed(&log.another(), &trace).await);
+    let first = mixed(&log.another(), &trace).start().await.unwrap();
+    let second = mixed(&log.another(), &trace).start().await.unwrap();
     let flows = scheduler.schedule_all((0..200).map(|number| Mixed { number })).await.unwrap();
     for flow in &flows {
         assert_eq!(soon("the result", flow.result()).await.unwrap(), "abcde");
@@ -682,7 +822,7 @@ async fn a_worker_claims_no_more_than_its_slots(place: Place) {
     let worker = gated(&log, &trace, &gate).slots(3).start().await.unwrap();
     let flows = scheduler.schedule_all(vec![Gated; 10]).await.unwrap();
     until("three to begin", || async { trace.count("b") == 3 }).await;
-    tokio::time::sleep(Duration::from_millis(30)).await;
+    log.at_rest().await;
     assert_eq!((worker.running(), trace.count("a")), (3, 3));
     let leased = log.list(&Filter::all().with_state(FlowState::Running), None, 100).await.unwrap();
     assert_eq!(leased.flows.len(), 3);

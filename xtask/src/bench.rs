@@ -7,5 +7,9 @@ use crate::{
 
 pub(crate) fn run(args: &[String]) -> Result {
     machine::need_c_compiler()?;
+    // The other backends are measured all the same.
+    if let Err(error) = machine::need_servers() {
+        eprintln!("{error}");
+    }
     shell::run(cargo(["run", "--release", "--package", "ergon-benches", "--"]).args(args))
 }

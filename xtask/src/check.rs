@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::{
-    machine,
+    guard, machine,
     shell::{self, Error, Parts, Result, cargo, output},
 };
 
@@ -30,6 +30,12 @@ pub(crate) fn run() -> Result {
         }
     }
     oldest_rust(&mut parts);
+    parts.run_or_skip("instructions of the hot path", || {
+        guard::run(guard::Mode::Compare).map(|outcome| match outcome {
+            guard::Outcome::Done => None,
+            guard::Outcome::Skipped(why) => Some(why),
+        })
+    });
     parts.finish()
 }
 

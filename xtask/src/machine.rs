@@ -1,6 +1,10 @@
 //! What must be on the machine beside cargo, and how to get it.
 
-use std::{env, path::Path, process::Command};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::shell::{self, Error, Result, output, run};
 
@@ -10,10 +14,9 @@ pub(crate) fn need_c_compiler() -> Result {
     if is_there(&compiler) {
         return Ok(());
     }
-    if compiler == "cc" && Path::new("/etc/debian_version").exists() && is_root() {
+    if compiler == "cc" && can_install() {
         eprintln!("there is no C compiler; installing one");
-        run(Command::new("apt-get").args(["update", "-qq"]))?;
-        run(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends", "gcc", "libc6-dev"]))?;
+        install(&["gcc", "libc6-dev"])?;
         if is_there(&compiler) {
             return Ok(());
         }
@@ -23,6 +26,62 @@ pub(crate) fn need_c_compiler() -> Result {
          `sudo apt-get install gcc libc6-dev` (Debian, Ubuntu), `sudo dnf install gcc` (Fedora), \
          `xcode-select --install` (macOS)"
     )))
+}
+
+/// The servers that tests start for themselves.
+pub(crate) fn need_servers() -> Result {
+    let missing = || -> Vec<&str> {
+        let mut packages = Vec::new();
+        packages.extend((!has_redis()).then_some("redis-server"));
+        packages.extend((!has_postgres()).then_some("postgresql"));
+        packages.extend((!has_pgbouncer()).then_some("pgbouncer"));
+        packages
+    };
+    let packages = missing();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if can_install() {
+        eprintln!("tests start database servers; installing {}", packages.join(", "));
+        install(&packages)?;
+    }
+    let packages = missing();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "tests start servers of their own, and these programs are not there: {}. Install them: `sudo apt-get install \
+         redis-server postgresql pgbouncer` (Debian, Ubuntu), `sudo dnf install redis postgresql-server pgbouncer` \
+         (Fedora), `brew install redis postgresql@17 pgbouncer` (macOS); nothing has to be configured or running",
+        packages.join(", ")
+    )))
+}
+
+fn has_redis() -> bool {
+    is_there("redis-server") || is_there("valkey-server")
+}
+
+/// Debian keeps it where only root looks.
+fn has_pgbouncer() -> bool {
+    is_there("pgbouncer") || is_there("/usr/sbin/pgbouncer")
+}
+
+/// Debian keeps the server out of `PATH`.
+fn has_postgres() -> bool {
+    let said = output(Command::new("pg_config").arg("--bindir")).map(|folder| PathBuf::from(folder.trim()));
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let versions = versions.filter_map(|version| Some(version.ok()?.path().join("bin")));
+    is_there("postgres") || said.into_iter().chain(versions).any(|folder| folder.join("postgres").exists())
+}
+
+/// True when valgrind is there, or could be installed.
+pub(crate) fn has_valgrind() -> bool {
+    if !is_there("valgrind") && can_install() {
+        eprintln!("there is no valgrind; installing it");
+        // What does not succeed is seen right below.
+        let _ = install(&["valgrind"]);
+    }
+    is_there("valgrind")
 }
 
 /// A component of the Rust toolchain, added where rustup can.
@@ -42,6 +101,18 @@ pub(crate) fn need_component(component: &str, subcommand: &str) -> Result {
 pub(crate) fn has_toolchain(version: &str) -> bool {
     output(Command::new("rustup").args(["toolchain", "list"]))
         .is_some_and(|list| list.lines().any(|line| line.starts_with(version)))
+}
+
+/// True where [`install`] works.
+fn can_install() -> bool {
+    Path::new("/etc/debian_version").exists() && is_root()
+}
+
+fn install(packages: &[&str]) -> Result {
+    run(Command::new("apt-get").args(["update", "-qq"]))?;
+    let mut install = Command::new("apt-get");
+    install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
+    run(install.env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
 fn is_there(program: &str) -> bool {

@@ -1,10 +1,11 @@
 //! The project's own commands: `cargo xtask help`.
 //!
-//! Each command is a module with one function, `run`; what needs a server to test against will start it from
-//! here too. [`shell`] runs programs and says so, [`machine`] looks at what is installed.
+//! Each command is a module with one function, `run`. [`shell`] runs programs and says so, [`machine`] looks at
+//! what is installed, and installs what it may.
 
 mod bench;
 mod check;
+mod guard;
 mod machine;
 mod shell;
 mod test;
@@ -17,7 +18,9 @@ The project's own commands. Run them anywhere in the repository.
   cargo xtask test [ARGS]     every test, the ones in the documentation too; ARGS go to `cargo test`
                               (`cargo xtask test -p ergon journal` runs a part)
   cargo xtask check           formatting, lints, documentation, each feature alone, the oldest supported Rust
-  cargo xtask bench [ARGS]    measure ergon and the raw limit, in release mode; `cargo xtask bench --help`
+  cargo xtask bench [ARGS]    measure ergon, the raw limit and the peers, in release mode; `cargo xtask bench --help`
+  cargo xtask guard           count the instructions of the hot path and compare them with benches/baseline.json
+  cargo xtask guard --update  count them and make them the baseline
   cargo xtask help            this text
 ";
 
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
         Some("test") => test::run(&args),
         Some("check") => no_arguments("check", &args).and_then(|()| check::run()),
         Some("bench") => bench::run(&args),
+        Some("guard") => guard::command(&args),
         Some("help" | "--help" | "-h") | None => {
             print!("{HELP}");
             Ok(())

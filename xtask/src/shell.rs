@@ -32,6 +32,11 @@ pub(crate) fn root() -> PathBuf {
     package.parent().map_or_else(|| package.clone(), Path::to_path_buf)
 }
 
+/// Where cargo puts what it builds.
+pub(crate) fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}
+
 /// The cargo that runs us, with arguments, in the root.
 pub(crate) fn cargo<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -94,9 +99,15 @@ enum Outcome {
 impl Parts {
     /// Does a part; the others are done even when it fails.
     pub(crate) fn run(&mut self, name: impl Into<String>, part: impl FnOnce() -> Result) {
+        self.run_or_skip(name, || part().map(|()| None));
+    }
+
+    /// Does a part that may find out that this machine cannot do it, and then says why.
+    pub(crate) fn run_or_skip(&mut self, name: impl Into<String>, part: impl FnOnce() -> Result<Option<String>>) {
         let start = Instant::now();
         let outcome = match part() {
-            Ok(()) => Outcome::Ok { seconds: start.elapsed().as_secs() },
+            Ok(Some(why)) => Outcome::Skipped { why },
+            Ok(None) => Outcome::Ok { seconds: start.elapsed().as_secs() },
             Err(error) => {
                 eprintln!("xtask: {error}");
                 Outcome::Failed { error }

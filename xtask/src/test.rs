@@ -15,12 +15,17 @@ pub(crate) fn run(args: &[String]) -> Result {
 
 fn everything() -> Result {
     let mut parts = Parts::default();
+    parts.run("servers to test on", machine::need_servers);
     parts.run("examples build (some tests run them)", build_examples);
     parts.run("tests", || shell::run(cargo(["test", "--no-fail-fast"]).args(EVERYTHING)));
     parts.finish()
 }
 
 fn a_part(args: &[String]) -> Result {
+    // The part may need none.
+    if let Err(error) = machine::need_servers() {
+        eprintln!("{error}");
+    }
     build_examples()?;
     let mut command = cargo(["test", "--all-features"]);
     // Packages that are named by hand stand instead of all.

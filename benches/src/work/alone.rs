@@ -1,76 +1,53 @@
 //! One flow of 5 steps at a time on an idle worker, from scheduling it to its result.
 
-use std::{path::Path, time::Instant};
+use std::time::Instant;
+
+use ergon_bench_round::{Alone, Failure, Measure, Round};
 
 use super::{
-    Failure,
     drain::{self, FiveSteps},
     tally::Tally,
 };
 use crate::{
-    case::Case,
-    limit::{Write, Writer},
+    limit::{Limit, Write},
     log::Log,
-    measure::{Measure, cpu, cpu_since, each},
-    stats::Times,
 };
 
 /// Flows before the first that counts.
 const WARM_UP: usize = 20;
 
-pub(super) async fn ergon(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failure> {
-    let log = Log::open(case, dir).await?;
+pub(super) async fn ergon(round: &Round) -> Result<Vec<Measure>, Failure> {
+    let log = Log::open(round).await?;
     let scheduler = log.scheduler();
     let worker = log.worker().register::<FiveSteps>().with_state(Tally::default()).start().await?;
-    let mut times = Vec::with_capacity(case.size);
-    let mut cpu_start = cpu();
-    for number in 0..WARM_UP + case.size {
-        if number == WARM_UP {
-            cpu_start = cpu();
-            times.clear();
-        }
+    let mut flows = Alone::new(WARM_UP, &round.case);
+    while let Some(number) = flows.number() {
         let start = Instant::now();
-        let flow = scheduler.schedule(FiveSteps { number: number as u64 }).await?;
+        let flow = scheduler.schedule(FiveSteps { number }).await?;
         let total = flow.result().await.map_err(|error| error.to_string())?;
-        times.push(start.elapsed());
-        if total != number as u64 + 15 {
+        flows.took(start.elapsed());
+        if total != number + 15 {
             return Err(format!("flow {number} resulted in {total}").into());
         }
     }
-    let used = cpu_since(cpu_start);
+    let figures = flows.figures();
     worker.shutdown().await;
-    Ok(figures(case, times, used))
+    Ok(figures)
 }
 
-pub(super) async fn raw(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failure> {
-    let (writer, _) = Writer::start(case, dir)?;
-    let size = case.size;
+pub(super) async fn raw(round: &Round) -> Result<Vec<Measure>, Failure> {
+    let limit = Limit::start(round).await?;
+    let mut flows = Alone::new(WARM_UP, &round.case);
     // On a worker thread of the runtime, as ergon's flows are.
     let measured = tokio::spawn(async move {
-        let mut times = Vec::with_capacity(size);
-        let mut cpu_start = cpu();
-        for number in 0..WARM_UP + size {
-            if number == WARM_UP {
-                cpu_start = cpu();
-                times.clear();
-            }
+        while let Some(number) = flows.number() {
             let flow = i64::try_from(number)? + 1;
             let start = Instant::now();
-            writer.write(Write::Enqueue { first: flow, count: 1 }).await?;
-            drain::run(&writer, flow).await?;
-            times.push(start.elapsed());
+            limit.write(Write::Enqueue { first: flow, count: 1 }).await?;
+            drain::run(&limit, flow).await?;
+            flows.took(start.elapsed());
         }
-        Ok::<_, Failure>((times, cpu_since(cpu_start)))
+        Ok::<_, Failure>(flows.figures())
     });
-    let (times, used) = measured.await??;
-    Ok(figures(case, times, used))
-}
-
-fn figures(case: &Case, times: Vec<std::time::Duration>, used: std::time::Duration) -> Vec<Measure> {
-    let times = Times::new(times);
-    vec![
-        Measure::micros("p50", times.p50()),
-        Measure::micros("p99", times.p99()),
-        Measure::micros("CPU per flow", each(used, case.size)),
-    ]
+    measured.await?
 }

@@ -1,14 +1,14 @@
 //! Claiming while ever more flows wait.
 
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
 use ergon::{
     FlowId, StorageError,
     storage::{ClaimRequest, ClaimTarget, Commit, ExecutionLog, NewFlow, Next},
 };
+use ergon_bench_round::{Failure, Measure, Round, Times};
 
-use super::Failure;
-use crate::{case::Case, log::Log, measure::Measure, stats::Times};
+use crate::log::Log;
 
 /// How many flows wait, in turn.
 const BACKLOGS: [(usize, &str); 3] = [(1_000, "1 k"), (100_000, "100 k"), (1_000_000, "1 M")];
@@ -19,8 +19,9 @@ const WARM_UP: usize = 100;
 /// How many flows are accepted at once, with few bytes in flight.
 const BATCH: usize = 5_000;
 
-pub(super) async fn ergon(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failure> {
-    let log = Log::open(case, dir).await?;
+pub(super) async fn ergon(round: &Round) -> Result<Vec<Measure>, Failure> {
+    let case = &round.case;
+    let log = Log::open(round).await?;
     let log = log.as_log();
     let mut made = WARM_UP;
     log.enqueue((0..WARM_UP).map(flow).collect::<Result<_, _>>()?).await?;

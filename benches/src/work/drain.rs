@@ -1,30 +1,27 @@
 //! Many flows of 5 trivial steps, enqueued in batches, then worked off by one worker.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use ergon::{
     FlowState, flow, flow_type, state, step,
-    storage::{Count, ExecutionLog},
+    storage::{Count, ExecutionLog, Filter},
 };
+use ergon_bench_round::{BATCH, Drained, Failure, Measure, Round};
 use tokio::sync::Mutex;
 
-use super::{Failure, tally::Tally};
+use super::tally::Tally;
 use crate::{
-    case::{Backend, Case},
-    limit::{Write, Writer},
+    limit::{Limit, Write},
     log::Log,
-    measure::{Measure, bytes_in, cpu, cpu_since, each, number},
 };
 
-/// How many flows are scheduled in one transition.
-const BATCH: usize = 1_000;
 /// The steps of a flow.
-pub(super) const STEPS: i64 = 5;
+const STEPS: i64 = ergon_bench_round::STEPS.cast_signed();
 
 /// The flow that is drained, and run alone.
 #[flow_type]
-pub(super) struct FiveSteps {
-    pub(super) number: u64,
+pub(crate) struct FiveSteps {
+    pub(crate) number: u64,
 }
 
 #[flow_type]
@@ -45,51 +42,53 @@ impl FiveSteps {
     }
 }
 
-pub(super) async fn ergon(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failure> {
-    let log = Log::open(case, dir).await?;
+pub(super) async fn ergon(round: &Round) -> Result<Vec<Measure>, Failure> {
+    let case = &round.case;
+    let log = Log::open(round).await?;
     let tally = Tally::default();
     let scheduler = log.scheduler();
-    let (start, cpu_start) = (Instant::now(), cpu());
+    let mut clock = Drained::start();
     for first in (0..case.size).step_by(BATCH) {
         let flows = (first..case.size.min(first + BATCH)).map(|number| FiveSteps { number: 1_000_000 + number as u64 });
         scheduler.schedule_all(flows).await?;
     }
-    let enqueued = Instant::now();
+    clock.enqueued();
     let worker = log.worker().register::<FiveSteps>().with_state(tally.clone()).slots(case.concurrency).start().await?;
     tally.wait(case.size, &worker).await?;
-    let (end, used) = (Instant::now(), cpu_since(cpu_start));
+    clock.end();
     worker.shutdown().await;
     expect_completed(log.as_log(), case.size).await?;
     drop((scheduler, log));
-    figures(case, dir, [start, enqueued, end], used)
+    clock.figures(case, &round.dir, "flows")
 }
 
 /// Fails unless so many flows have completed, and no other is there.
 async fn expect_completed(log: &dyn ExecutionLog, flows: usize) -> Result<(), Failure> {
-    let counts: Vec<Count> = log.counts().await?;
+    let counts: Vec<Count> = log.counts(&Filter::all()).await?;
     match &counts[..] {
         [count] if count.state == FlowState::Completed && count.flows == flows as u64 => Ok(()),
         _ => Err(format!("not all of {flows} flows have completed: {counts:?}").into()),
     }
 }
 
-pub(super) async fn raw(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failure> {
-    let (writer, closed) = Writer::start(case, dir)?;
-    let flows = i64::try_from(case.size)?;
-    let (start, cpu_start) = (Instant::now(), cpu());
-    for first in (1..=flows).step_by(BATCH) {
-        let count = (flows + 1 - first).min(i64::try_from(BATCH)?);
-        writer.write(Write::Enqueue { first, count }).await?;
+pub(super) async fn raw(round: &Round) -> Result<Vec<Measure>, Failure> {
+    let case = &round.case;
+    let limit = Limit::start(round).await?;
+    let size = i64::try_from(case.size)?;
+    let mut clock = Drained::start();
+    for first in (1..=size).step_by(BATCH) {
+        let count = (size + 1 - first).min(i64::try_from(BATCH)?);
+        limit.write(Write::Enqueue { first, count }).await?;
     }
-    let enqueued = Instant::now();
-    let next = Arc::new(Mutex::new(1..=flows));
+    clock.enqueued();
+    let next = Arc::new(Mutex::new(1..=size));
     let tasks: Vec<_> = (0..case.concurrency)
         .map(|_| {
-            let (writer, next) = (writer.clone(), Arc::clone(&next));
+            let (limit, next) = (limit.clone(), Arc::clone(&next));
             tokio::spawn(async move {
                 loop {
                     let Some(flow) = next.lock().await.next() else { return Ok::<_, Failure>(()) };
-                    run(&writer, flow).await?;
+                    run(&limit, flow).await?;
                 }
             })
         })
@@ -97,36 +96,16 @@ pub(super) async fn raw(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failure
     for task in tasks {
         task.await??;
     }
-    let (end, used) = (Instant::now(), cpu_since(cpu_start));
-    drop(writer);
-    closed.await?;
-    figures(case, dir, [start, enqueued, end], used)
+    clock.end();
+    limit.close().await?;
+    clock.figures(case, &round.dir, "flows")
 }
 
 /// What is written of a flow after it was enqueued.
-pub(super) async fn run(writer: &Writer, flow: i64) -> Result<(), Failure> {
-    writer.write(Write::Claim { flow }).await?;
+pub(super) async fn run(limit: &Limit, flow: i64) -> Result<(), Failure> {
+    limit.write(Write::Claim { flow }).await?;
     for seq in 1..STEPS {
-        writer.write(Write::Step { flow, seq }).await?;
+        limit.write(Write::Step { flow, seq }).await?;
     }
-    writer.write(Write::End { flow, seq: STEPS }).await
-}
-
-fn figures(
-    case: &Case,
-    dir: &Path,
-    [start, enqueued, end]: [Instant; 3],
-    cpu: std::time::Duration,
-) -> Result<Vec<Measure>, Failure> {
-    let mut measures = vec![
-        Measure::rate("enqueue to end", "flows", case.size, end - start),
-        Measure::rate("enqueue", "flows", case.size, enqueued - start),
-        Measure::rate("claim to end", "flows", case.size, end - enqueued),
-        Measure::micros("CPU per flow", each(cpu, case.size)),
-    ];
-    if case.backend == Backend::Sqlite {
-        let bytes = number(usize::try_from(bytes_in(dir)?)?);
-        measures.push(Measure::new("file per flow", "bytes", bytes / number(case.size)));
-    }
-    Ok(measures)
+    limit.write(Write::End { flow, seq: STEPS }).await
 }

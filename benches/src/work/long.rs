@@ -1,18 +1,12 @@
 //! One flow of many sequential steps: live, and replayed from cold by another worker.
 
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
 use ergon::{flow, flow_type, signal, state, step};
+use ergon_bench_round::{Failure, Measure, Round, each};
 
-use super::{
-    Failure,
-    tally::{Marks, Tally},
-};
-use crate::{
-    case::Case,
-    log::Log,
-    measure::{Measure, each},
-};
+use super::tally::{Marks, Tally};
+use crate::log::Log;
 
 /// How many steps at either end are looked at by themselves.
 const END: usize = 1_000;
@@ -42,8 +36,9 @@ impl Long {
     }
 }
 
-pub(super) async fn ergon(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failure> {
-    let log = Log::open(case, dir).await?;
+pub(super) async fn ergon(round: &Round) -> Result<Vec<Measure>, Failure> {
+    let case = &round.case;
+    let log = Log::open(round).await?;
     let (marks, steps) = (Marks::default(), case.size);
     let worker = async |log: &Log, tally: &Tally| {
         log.worker().register::<Long>().with_state(tally.clone()).with_state(marks.clone()).start().await
@@ -61,7 +56,7 @@ pub(super) async fn ergon(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failu
         return Err(format!("{} bodies ran for {steps} steps", live_marks.len()).into());
     }
 
-    let log = log.reopen(case, dir).await?;
+    let log = log.reopen(round).await?;
     let second = worker(&log, &Tally::default()).await?;
     let flow = log.scheduler().handle::<Long>(id);
     let start = Instant::now();

@@ -1,14 +1,12 @@
 //! From a signal to the step that waits for it, and to the flow's result.
 
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
 use ergon::{FlowHandle, flow, flow_type, signal, state, step};
+use ergon_bench_round::{Failure, Measure, Round, Times};
 
-use super::{
-    Failure,
-    tally::{Marks, Tally},
-};
-use crate::{case::Case, log::Log, measure::Measure, stats::Times};
+use super::tally::{Marks, Tally};
+use crate::log::Log;
 
 #[flow_type]
 struct Waiter {
@@ -31,8 +29,9 @@ impl Waiter {
     }
 }
 
-pub(super) async fn ergon(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failure> {
-    let log = Log::open(case, dir).await?;
+pub(super) async fn ergon(round: &Round) -> Result<Vec<Measure>, Failure> {
+    let case = &round.case;
+    let log = Log::open(round).await?;
     let (tally, marks) = (Tally::default(), Marks::default());
     let worker = log.worker().register::<Waiter>().with_state(tally.clone()).with_state(marks.clone()).start().await?;
     let flows = log.scheduler().schedule_all((0..case.size).map(|number| Waiter { number })).await?;

@@ -1,25 +1,19 @@
 //! Many flows that are suspended on timers which fall due over some seconds.
 
 use std::{
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use ergon::{Scheduler, StorageError, Timestamp, flow, flow_type, sleep_until, state, step, storage::Clock};
+use ergon_bench_round::{BATCH, Failure, Measure, Round, Times, cpu, cpu_since, each, number, resident};
 
-use super::{Failure, tally::Tally};
-use crate::{
-    case::Case,
-    log::Log,
-    measure::{Measure, cpu, cpu_since, each, number, resident},
-    stats::Times,
-};
+use super::tally::Tally;
+use crate::log::Log;
 
-/// Flows that sleep beyond the end of the round: more than a worker parks, and than a log keeps in its cache. What
-/// they cost is there before the memory is looked at.
-const BEFORE: usize = 10_000;
-const BATCH: usize = 1_000;
+/// How many flows sleep beyond the end of the round: more than a worker parks, and in a round of full size more than
+/// fit into the log's page cache. What those cost that all flows share is there before the memory is looked at.
+const BEFORE: std::ops::RangeInclusive<usize> = 10_000..=30_000;
 /// How many fall due per second, at least over two seconds.
 const DUE_PER_SECOND: usize = 10_000;
 
@@ -56,8 +50,9 @@ struct Yard {
     late: Arc<Mutex<Vec<Duration>>>,
 }
 
-pub(super) async fn ergon(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failure> {
-    let log = Log::open(case, dir).await?;
+pub(super) async fn ergon(round: &Round) -> Result<Vec<Measure>, Failure> {
+    let case = &round.case;
+    let log = Log::open(round).await?;
     let clock = log.as_log().clock();
     let late = Arc::new(Mutex::new(Vec::with_capacity(case.size)));
     let yard =
@@ -65,20 +60,21 @@ pub(super) async fn ergon(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failu
     let worker = log.worker().register::<Sleeper>().with_state(yard.clone()).slots(case.concurrency).start().await?;
     let scheduler = log.scheduler();
 
+    let before_count = case.size.clamp(*BEFORE.start(), *BEFORE.end());
     let start = Instant::now();
     let hour = clock.now().saturating_add(Duration::from_secs(3600));
-    put_to_bed(&scheduler, BEFORE, |_| hour).await?;
-    yard.asleep.wait(BEFORE, &worker).await?;
+    put_to_bed(&scheduler, before_count, |_| hour).await?;
+    yard.asleep.wait(before_count, &worker).await?;
     let took = start.elapsed();
     let before = resident();
 
     // Time enough for all to fall asleep before the first is due.
-    let bedtime = 2 * took * u32::try_from(case.size.div_ceil(BEFORE))? + Duration::from_secs(2);
+    let bedtime = took.mul_f64(1.5 * number(case.size) / number(before_count)) + Duration::from_secs(2);
     let first_due = clock.now().saturating_add(bedtime);
     let window = Duration::from_secs_f64((number(case.size) / number(DUE_PER_SECOND)).max(2.0));
     let due = |sleeper: usize| first_due.saturating_add(window.mul_f64(number(sleeper) / number(case.size)));
     put_to_bed(&scheduler, case.size, due).await?;
-    yard.asleep.wait(BEFORE + case.size, &worker).await?;
+    yard.asleep.wait(before_count + case.size, &worker).await?;
     let after = resident();
     if clock.now() >= first_due {
         return Err(format!("not all were asleep after {bedtime:?}").into());

@@ -9,16 +9,15 @@ use std::{
 };
 
 use ergon::WorkerHandle;
+use ergon_bench_round::Failure;
 use tokio::sync::Notify;
-
-use super::Failure;
 
 /// How long flows may take to get somewhere.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Counts flows that have come to some point. Clones are the same tally.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Tally {
+pub(crate) struct Tally {
     inner: Arc<Inner>,
 }
 
@@ -31,7 +30,7 @@ struct Inner {
 
 impl Tally {
     /// One more.
-    pub(super) fn add(&self) {
+    pub(crate) fn add(&self) {
         let count = self.inner.count.fetch_add(1, Ordering::AcqRel) + 1;
         if count == self.inner.target.load(Ordering::Acquire) {
             self.inner.reached.notify_one();
@@ -40,7 +39,7 @@ impl Tally {
 
     /// Waits until so many have been counted in all, and until the worker has written what they did and has let
     /// them go.
-    pub(super) async fn wait(&self, target: usize, worker: &WorkerHandle) -> Result<(), Failure> {
+    pub(crate) async fn wait(&self, target: usize, worker: &WorkerHandle) -> Result<(), Failure> {
         self.inner.target.store(target, Ordering::Release);
         let reached = async {
             while self.inner.count.load(Ordering::Acquire) < target {

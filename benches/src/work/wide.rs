@@ -1,12 +1,13 @@
 //! One flow that joins many steps, beside as many flows of one step.
 
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
 use ergon::{flow, flow_type, state, step};
+use ergon_bench_round::{Failure, Measure, Round, Times};
 use futures::future::try_join_all;
 
-use super::{Failure, tally::Tally};
-use crate::{case::Case, log::Log, measure::Measure, stats::Times};
+use super::tally::Tally;
+use crate::log::Log;
 
 /// How often each is done in a round; the median counts.
 const REPEATS: usize = 5;
@@ -50,8 +51,9 @@ impl One {
     }
 }
 
-pub(super) async fn ergon(case: &Case, dir: &Path) -> Result<Vec<Measure>, Failure> {
-    let log = Log::open(case, dir).await?;
+pub(super) async fn ergon(round: &Round) -> Result<Vec<Measure>, Failure> {
+    let case = &round.case;
+    let log = Log::open(round).await?;
     let (scheduler, tally, steps) = (log.scheduler(), Tally::default(), case.size as u64);
     let worker = log.worker().register::<Wide>().register::<One>().with_state(tally.clone()).slots(case.concurrency);
     let worker = worker.start().await?;

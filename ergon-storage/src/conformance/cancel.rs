@@ -7,7 +7,9 @@ use super::{
         suspend, text,
     },
 };
-use crate::{Cancelled, Channel, ChildOutcome, Committed, ErrorKind, FlowState, LeaseState, Start, Wake};
+use crate::{
+    Cancelled, Channel, ChildOutcome, Commit, Committed, ErrorKind, Filter, FlowState, LeaseState, Start, Wake,
+};
 
 /// A flow that has not ended is cancelled at once, whatever it is doing.
 pub async fn cancel_wins_in_every_live_state(harness: &impl Harness) {
@@ -121,6 +123,24 @@ pub async fn cancel_stops_at_an_ended_descendant(harness: &impl Harness) {
     assert_eq!(log.state("live").await, FlowState::Cancelled);
 }
 
+/// Flows that were accepted before the one that is cancelled are not its children, whatever they name as their parent.
+pub async fn cancel_leaves_older_flows_alone(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    let root = log.start("root").await;
+    log.commit(Commit { next: complete(), ..starting(&root, 1, [child("earlier", "root", 1)]) }).await.unwrap();
+    log.delete(&id("root")).await.unwrap();
+    log.add([child("early", "root", 1), child("below", "early", 1), flow("root"), child("late", "root", 1)]).await;
+    log.cancel(&id("root"), "").await.unwrap();
+    for (name, state) in [
+        ("earlier", FlowState::Scheduled),
+        ("early", FlowState::Scheduled),
+        ("below", FlowState::Scheduled),
+        ("late", FlowState::Cancelled),
+    ] {
+        assert_eq!(log.state(name).await, state, "{name}");
+    }
+}
+
 /// The parent of the flow that is cancelled hears of it once, and is woken if it waits.
 pub async fn cancel_tells_the_parent(harness: &impl Harness) {
     let log = Scene::new(harness).await;
@@ -145,7 +165,7 @@ pub async fn cancel_reaches_any_depth(harness: &impl Harness) {
     let below = names.windows(2).map(|pair| child(&pair[1], &pair[0], 1));
     log.add([flow(&names[0])].into_iter().chain(below)).await;
     log.cancel(&id(&names[0]), "").await.unwrap();
-    assert_eq!(log.counts().await.unwrap().len(), 1);
+    assert_eq!(log.counts(&Filter::all()).await.unwrap().len(), 1);
     assert_eq!(log.state(&names[499]).await, FlowState::Cancelled);
 }
 
@@ -155,14 +175,17 @@ pub async fn cancel_reaches_any_breadth(harness: &impl Harness) {
     let names = super::scene::names(0..1_000);
     log.add([flow("root")].into_iter().chain(names.iter().map(|name| child(name, "root", 1)))).await;
     log.cancel(&id("root"), "").await.unwrap();
-    let counts = log.counts().await.unwrap();
+    let counts = log.counts(&Filter::all()).await.unwrap();
     assert_eq!((counts.len(), counts[0].state, counts[0].flows), (1, FlowState::Cancelled, 1_001));
 }
 
-/// Flows that name each other as their parent are cancelled once each.
+/// Flows that name each other as their parent are cancelled once each, the younger with the older.
 pub async fn cancel_ends_in_a_circle(harness: &impl Harness) {
     let log = Scene::new(harness).await;
     log.add([child("a", "b", 1), child("b", "a", 1), child("self", "self", 1)]).await;
+    log.add([child("c", "d", 1), child("d", "c", 1)]).await;
+    assert_eq!(log.cancel(&id("d"), "").await.unwrap(), Cancelled::Now);
+    assert_eq!(log.state("c").await, FlowState::Scheduled);
     assert_eq!(log.cancel(&id("a"), "").await.unwrap(), Cancelled::Now);
     assert_eq!(log.cancel(&id("self"), "").await.unwrap(), Cancelled::Now);
     assert_eq!(log.state("b").await, FlowState::Cancelled);

@@ -266,6 +266,14 @@ pub async fn claim_takes_a_flow_once_for_no_time(harness: &impl Harness) {
         assert_eq!((claimed.flows.len(), claimed.next_due_at), (1, Some(log.now())));
     }
     assert_eq!(log.info("a").await.epoch, 3);
+    // Nor is it stalled by the claim that takes it, when that one stalls others.
+    log.add([flow("b"), flow("c")]).await;
+    let mut request = request(3);
+    (request.lease, request.deliveries_max) = (Duration::ZERO, 1);
+    let claimed = log.claim(request).await.unwrap();
+    assert_eq!((claimed.flows.len(), claimed.next_due_at), (2, Some(log.now())));
+    let states = [log.state("a").await, log.state("b").await, log.state("c").await];
+    assert_eq!(states, [FlowState::Stalled, FlowState::Running, FlowState::Running]);
 }
 
 /// A lease longer than time lasts to its end.

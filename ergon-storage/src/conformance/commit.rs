@@ -3,11 +3,13 @@
 use super::{
     Harness,
     scene::{
-        LEASE, SECOND, Scene, child, complete, fail, flow, going, id, record, refused, signal, stall, starting, steps,
-        suspend, text,
+        LEASE, SECOND, Scene, again, child, complete, fail, flow, going, id, record, refused, signal, stall, starting,
+        steps, suspend, text,
     },
 };
-use crate::{CallKind, CallPath, Commit, Committed, ErrorKind, FlowState, Next, Phase, Record, Start, Timestamp, Wake};
+use crate::{
+    CallKind, CallPath, Commit, CommitNow, Committed, ErrorKind, FlowState, Next, Phase, Record, Start, Timestamp, Wake,
+};
 
 /// Records come back as they were written, field by field.
 pub async fn commit_keeps_every_field_of_a_record(harness: &impl Harness) {
@@ -45,6 +47,31 @@ pub async fn commit_keeps_every_field_of_a_record(harness: &impl Harness) {
     assert_eq!(log.info("a").await.records, 64);
     log.advance(LEASE).await;
     assert_eq!(log.take_flow("a").await.history, written);
+}
+
+/// A commit that is answered at once is like any other, and one that is not comes back, with nothing done.
+pub async fn commit_now_commits_or_does_nothing(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    let lease = log.start("a").await;
+    let first = steps(&lease, 1, 0, 2);
+    match log.commit_now(first.clone()) {
+        CommitNow::Answered(answer) => {
+            assert_eq!(answer.unwrap(), Committed::Applied);
+            assert_eq!(log.commit(first).await.unwrap(), Committed::Applied, "a repeat is recognised");
+        }
+        CommitNow::NotNow(back) => {
+            assert_eq!(log.records("a").await, []);
+            assert_eq!((&back.lease, back.number, &back.records), (&first.lease, first.number, &first.records));
+            assert_eq!(log.commit(back).await.unwrap(), Committed::Applied);
+        }
+    }
+    assert_eq!(log.records("a").await, (1..=2).map(record).collect::<Vec<_>>());
+    log.advance(LEASE).await;
+    log.take_flow("a").await;
+    if let CommitNow::Answered(answer) = log.commit_now(steps(&lease, 2, 2, 1)) {
+        refused(ErrorKind::LeaseLost, answer);
+    }
+    assert_eq!(log.info("a").await.records, 2);
 }
 
 /// Commits add up to one history, and the flow stays with its worker.
@@ -104,7 +131,7 @@ pub async fn commit_ends_with_nothing(harness: &impl Harness) {
     let log = Scene::new(harness).await;
     let (a, b) = (log.start("a").await, log.start("b").await);
     log.go(&a, 1, Next::Complete { result: "".into() }).await;
-    log.go(&b, 1, Next::Fail { error: "".into(), reason: "".into() }).await;
+    log.go(&b, 1, Next::Fail { error: "".into(), reason: "".into(), again: Vec::new() }).await;
     assert_eq!(log.read("a").await.result, "");
     let read = log.read("b").await;
     assert_eq!((read.result.len(), read.info.reason.as_deref()), (0, Some("")));
@@ -195,6 +222,7 @@ pub async fn commit_recognises_its_repeat(harness: &impl Harness) {
         (complete(), Committed::Applied),
         (fail(), Committed::Applied),
         (stall("build-1"), Committed::Applied),
+        (again("next"), Committed::Applied),
     ];
     for (next, answer) in nexts {
         let log = Scene::new(harness).await;

@@ -38,7 +38,7 @@ pub async fn the_largest_payload_is_kept(harness: &impl Harness) {
     assert!(log.records("a").await[0].payload == largest);
     let other = log.take_flow("b").await;
     assert!(other.input == largest);
-    log.go(&other.lease, 1, Next::Fail { error: largest.clone(), reason: "large".into() }).await;
+    log.go(&other.lease, 1, Next::Fail { error: largest.clone(), reason: "large".into(), again: Vec::new() }).await;
     assert!(log.read("b").await.result == largest && log.mail("a").await[1].payload == largest);
     log.go(&lease, 2, Next::Complete { result: largest.clone() }).await;
     assert!(log.read("a").await.result == largest);
@@ -59,7 +59,7 @@ pub async fn a_larger_payload_is_refused(harness: &impl Harness) {
     let mut result_larger = steps(&lease, 1, 0, 1);
     result_larger.next = Next::Complete { result: larger.clone() };
     let mut error_larger = steps(&lease, 1, 0, 1);
-    error_larger.next = Next::Fail { error: larger.clone(), reason: "".into() };
+    error_larger.next = Next::Fail { error: larger.clone(), reason: "".into(), again: Vec::new() };
     for commit in [record_larger, child_larger, result_larger, error_larger] {
         log.refuses(ErrorKind::TooLarge, log.commit(commit)).await;
     }
@@ -199,7 +199,7 @@ pub async fn reasons_are_kept_byte_for_byte(harness: &impl Harness) {
         log.add([flow(&cancelled)]).await;
         log.cancel(&id(&cancelled), reason).await.unwrap();
         let lease = log.start(&failed).await;
-        log.go(&lease, 1, Next::Fail { error: Bytes::new(), reason: reason.into() }).await;
+        log.go(&lease, 1, Next::Fail { error: Bytes::new(), reason: reason.into(), again: Vec::new() }).await;
         let lease = log.start(&stalled).await;
         log.go(&lease, 1, Next::Stall { reason: reason.into(), build: reason.into() }).await;
         for name in [cancelled, failed, stalled] {

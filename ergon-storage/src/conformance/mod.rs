@@ -67,6 +67,8 @@ pub mod claim;
 pub mod commit;
 pub mod deliveries;
 pub mod durability;
+pub mod feeds;
+pub mod labels;
 pub mod lease;
 pub mod limits;
 pub mod mailbox;
@@ -74,6 +76,7 @@ pub mod queue;
 pub mod races;
 pub mod read;
 pub mod retry;
+pub mod runs;
 pub mod script;
 pub mod suspend;
 pub mod upkeep;
@@ -207,6 +210,7 @@ macro_rules! conformance_tests {
             }
             commit {
                 commit_keeps_every_field_of_a_record
+                commit_now_commits_or_does_nothing
                 commits_add_up
                 commit_completes
                 commit_fails
@@ -265,6 +269,16 @@ macro_rules! conformance_tests {
                 children_of_a_stalled_parent_are_heard_later
                 children_tell_only_their_end
                 children_tell_their_end_again_after_a_retry
+                children_of_a_failed_parent_are_heard_later
+                children_go_on_when_their_call_is_made_again
+                children_of_an_earlier_parent_make_room
+                children_of_an_earlier_parent_are_not_heard
+                children_of_an_earlier_parent_withdraw_nothing
+                children_are_younger_than_their_parent
+                children_with_another_value_take_the_place
+                children_with_another_value_are_refused_while_one_lives
+                children_that_are_found_again_are_heard_once
+                children_of_one_call_are_told_apart
                 children_with_a_taken_id_are_refused_by_message
                 children_that_were_started_are_left_alone
                 children_with_one_id_start_once
@@ -281,6 +295,7 @@ macro_rules! conformance_tests {
                 cancel_is_seen_by_the_worker
                 cancel_reaches_attached_descendants
                 cancel_stops_at_an_ended_descendant
+                cancel_leaves_older_flows_alone
                 cancel_tells_the_parent
                 cancel_reaches_any_depth
                 cancel_reaches_any_breadth
@@ -291,14 +306,50 @@ macro_rules! conformance_tests {
                 retry_schedules_a_failed_flow
                 retry_schedules_a_stalled_flow
                 retry_of_any_other_flow_changes_nothing
-                retry_forgets_the_failed_call
-                retry_forgets_a_failed_call_of_any_kind
+                retry_forgets_the_calls_to_be_made_again
+                retry_forgets_calls_of_any_kind
+                retry_forgets_no_call_twice
+                retry_begins_the_time_limit_anew
+                retry_finds_the_mailbox_as_it_was
+                retry_takes_along_the_children_that_failed
+                retry_takes_along_failed_descendants
+                retry_takes_along_many_children
+                retry_leaves_children_to_the_calls_made_again
+                retry_takes_along_no_other_child
+                retry_of_a_stalled_flow_takes_nobody_along
                 retry_renumbers_a_long_history
                 retry_again_and_again
                 retry_ends_the_former_lease
                 reoffer_to_another_build
                 reoffer_of_these_types_and_versions
                 reoffer_leaves_poison_alone
+            }
+            runs {
+                a_run_begins_with_nothing_but_its_input
+                a_run_keeps_the_mailbox
+                a_run_begins_once
+                a_run_ends_the_lease_of_the_former
+                a_run_begins_with_no_deliveries
+                a_run_is_claimed_like_any_flow
+                a_run_with_too_large_an_input_is_refused
+                runs_hear_of_their_own_children
+                runs_keep_the_children_of_former_ones
+                runs_leave_the_children_of_former_ones_to_upkeep
+                runs_start_children_in_the_places_of_former_ones
+                runs_are_of_the_flow_that_was_accepted
+                runs_are_retried_by_themselves
+                runs_without_end
+                runs_lose_and_double_no_message
+            }
+            feeds {
+                items_keep_every_field
+                items_are_read_in_pages
+                the_last_item_takes_the_place_of_the_others
+                items_are_added_once
+                emitted_items_are_counted_by_the_engine
+                items_belong_to_the_flow
+                items_are_hinted_at
+                many_items_keep_their_order
             }
             read {
                 reads_of_an_unknown_flow
@@ -313,11 +364,24 @@ macro_rules! conformance_tests {
                 counts_tell_the_oldest
                 reads_see_what_was_written
             }
+            labels {
+                labels_come_with_the_flow
+                labels_do_not_tell_flows_apart
+                labels_out_of_bounds_are_refused
+                labels_are_set_by_a_commit
+                labels_are_not_set_by_a_stale_commit
+                labels_of_children_are_their_own
+                labels_times_and_reasons_filter
+                labels_and_reasons_of_poison
+                labelled_pages_are_stable
+                labels_go_with_their_flow
+            }
             upkeep {
                 prune_at_the_age_but_not_before
                 prune_takes_the_longest_finished_first
                 prune_keeps_to_its_states_and_type
                 prune_keeps_the_children_of_live_parents
+                prune_takes_the_children_of_an_earlier_parent
                 prune_keeps_a_retried_flow
                 prune_removes_everything_that_belongs_to_a_flow
                 delete_an_ended_flow
@@ -356,7 +420,12 @@ macro_rules! conformance_tests {
                 messages_of_many_are_all_accepted
                 messages_with_one_key_are_accepted_once
                 messages_are_sent_while_others_are_consumed
+                a_message_to_a_flow_that_consumes_and_suspends_is_not_lost
+                a_message_that_two_commits_consume_counts_once
+                a_message_is_consumed_by_one_worker
+                what_a_retry_takes_back_is_not_consumed
                 cancel_or_the_end_wins
+                a_family_is_retried_at_once
                 cancel_leaves_no_late_child
                 cancel_happens_once
                 a_lease_is_renewed_or_claimed

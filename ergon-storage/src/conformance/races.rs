@@ -11,13 +11,13 @@ use tokio::sync::Barrier;
 use super::{
     Harness,
     scene::{
-        Handle, LEASE, SECOND, Scene, child, complete, flow, going, id, message, names, request, signal, starting,
-        steps, suspend,
+        Handle, LEASE, SECOND, Scene, child, complete, fail, flow, going, id, message, names, request, signal,
+        starting, steps, suspend,
     },
 };
 use crate::{
     Cancelled, Channel, ClaimRequest, ClaimTarget, Commit, Committed, Enqueued, ErrorKind, FlowState, Lease, NewFlow,
-    Result, Sent,
+    Result, Retried, Sent,
 };
 
 /// Runs that many tasks that begin at the same moment, every other one over a second handle on the store.
@@ -370,6 +370,129 @@ pub async fn messages_are_sent_while_others_are_consumed(harness: &impl Harness)
     assert_eq!(log.mail("a").await, []);
 }
 
+/// A message that is sent while its flow takes in an earlier one and goes to sleep keeps it awake or wakes it.
+pub async fn a_message_to_a_flow_that_consumes_and_suspends_is_not_lost(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    for round in 0..100 {
+        let name = format!("flow-{round}");
+        let lease = log.start(&name).await;
+        log.tell(&name, &signal("go"), "first").await;
+        let awake = race(&log, 2, |number, log| {
+            let (name, lease) = (name.clone(), lease.clone());
+            async move {
+                if number == round % 2 {
+                    log.tell(&name, &signal("go"), "second").await;
+                    false
+                } else {
+                    let mut commit = going(&lease, 1, suspend(None, &[signal("go")]));
+                    commit.consumed = vec![1];
+                    log.commit(commit).await.unwrap() == Committed::Awake
+                }
+            }
+        })
+        .await;
+        let expected = if awake.contains(&true) { FlowState::Running } else { FlowState::Scheduled };
+        assert_eq!((log.state(&name).await, log.texts(&name).await), (expected, vec!["second".to_owned()]));
+    }
+}
+
+/// A message that two commits take in at once counts once: the flow sleeps until the next one comes, and no longer.
+pub async fn a_message_that_two_commits_consume_counts_once(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    for round in 0..50 {
+        let name = format!("flow-{round}");
+        let lease = log.start(&name).await;
+        log.tell(&name, &signal("go"), "").await;
+        let answers = race(&log, 2, |number, log| {
+            let mut commit = Commit::new(lease.clone(), u32::try_from(number).unwrap() + 1);
+            commit.consumed = vec![1];
+            async move { log.commit(commit).await }
+        })
+        .await;
+        let applied = answers.iter().filter(|answer| answer.is_ok()).count();
+        assert!(answers[0].is_ok(), "the first one never has to wait");
+        if let Err(refused) = &answers[1] {
+            assert_eq!(refused.kind(), ErrorKind::Invalid);
+        }
+        assert_eq!(log.mail(&name).await, []);
+        log.suspend(&lease, u32::try_from(applied).unwrap() + 1, None, &[signal("go")]).await;
+        log.tell(&name, &signal("go"), "").await;
+        assert_eq!(log.state(&name).await, FlowState::Scheduled);
+    }
+}
+
+/// A message that many workers take in, each of which holds the flow's lease for no time, is taken in by one of them.
+pub async fn a_message_is_consumed_by_one_worker(harness: &impl Harness) {
+    const MESSAGES: usize = 20;
+    let log = Scene::new(harness).await;
+    log.add([flow("a")]).await;
+    for number in 0..MESSAGES {
+        log.tell("a", &signal("go"), &number.to_string()).await;
+    }
+    let consumed = race(&log, 4, |_, log| async move {
+        let mut consumed = Vec::new();
+        loop {
+            // A lease that is over at once: everybody is a zombie soon.
+            let mut request = request(1);
+            request.lease = std::time::Duration::ZERO;
+            request.deliveries_max = u32::MAX;
+            let claimed = log.claim(request).await.unwrap().flows.pop();
+            tokio::task::yield_now().await;
+            // It is due all the time, but another may just be at it.
+            let Some(claimed) = claimed else { continue };
+            let Some(message) = claimed.messages.first() else { return consumed };
+            let mut commit = Commit::new(claimed.lease.clone(), 1);
+            commit.consumed = vec![message.seq];
+            match log.commit(commit).await {
+                Ok(_) => consumed.push(message.seq),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::LeaseLost, "{error:?}"),
+            }
+        }
+    })
+    .await;
+    let mut consumed: Vec<u32> = consumed.into_iter().flatten().collect();
+    consumed.sort_unstable();
+    assert_eq!(consumed, (1..=u32::try_from(MESSAGES).unwrap()).collect::<Vec<_>>());
+    let mut request = request(1);
+    request.deliveries_max = u32::MAX;
+    let lease = log.claim(request).await.unwrap().flows.pop().expect("it is due").lease;
+    log.suspend(&lease, 1, None, &[signal("go")]).await;
+    log.tell("a", &signal("go"), "").await;
+    assert_eq!(log.state("a").await, FlowState::Scheduled);
+}
+
+/// The end of a child that is retried while its parent takes that end in: whoever is first, the parent hears of the
+/// next end, and of nothing else.
+pub async fn what_a_retry_takes_back_is_not_consumed(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    for round in 0..50 {
+        let (mother, name) = (format!("mother-{round}"), format!("child-{round}"));
+        let lease = log.start(&mother).await;
+        log.commit(starting(&lease, 1, [child(&name, &mother, 1)])).await.unwrap();
+        let first = log.take_flow(&name).await.lease;
+        log.go(&first, 1, fail()).await;
+        assert_eq!(log.mail(&mother).await.len(), 1);
+        race(&log, 2, |number, log| {
+            let (name, lease) = (name.clone(), lease.clone());
+            async move {
+                if number == round % 2 {
+                    assert_eq!(log.retry(&id(&name)).await.unwrap(), Retried::Scheduled);
+                } else {
+                    let mut commit = Commit::new(lease, 2);
+                    commit.consumed = vec![1];
+                    assert_eq!(log.commit(commit).await.unwrap(), Committed::Applied);
+                }
+            }
+        })
+        .await;
+        assert_eq!(log.mail(&mother).await, []);
+        log.suspend(&lease, 3, None, &[Channel::children()]).await;
+        let second = log.take_flow(&name).await.lease;
+        log.go(&second, 1, complete()).await;
+        assert_eq!((log.state(&mother).await, log.mail(&mother).await.len()), (FlowState::Scheduled, 1));
+    }
+}
+
 /// A cancellation and a commit that ends the flow: one of them wins, and the other is told.
 pub async fn cancel_or_the_end_wins(harness: &impl Harness) {
     let log = Scene::new(harness).await;
@@ -401,6 +524,42 @@ pub async fn cancel_or_the_end_wins(harness: &impl Harness) {
     }
 }
 
+/// A family that is retried from its founder and from its children at once is scheduled as one, and hears of each
+/// child once.
+pub async fn a_family_is_retried_at_once(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    for round in 0..20 {
+        let mother = log.start(&format!("mother-{round}")).await;
+        let names: Vec<_> = (0..4).map(|number| format!("child-{round}-{number}")).collect();
+        let children = names.iter().zip(1..).map(|(name, call)| child(name, mother.flow.as_str(), call));
+        log.commit(starting(&mother, 1, children)).await.unwrap();
+        for name in &names {
+            let lease = log.take_flow(name).await.lease;
+            let below = format!("below {name}");
+            log.commit(starting(&lease, 1, [child(&below, name, 1)])).await.unwrap();
+            let below = log.take_flow(&below).await.lease;
+            log.go(&below, 1, fail()).await;
+            log.go(&lease, 2, fail()).await;
+        }
+        log.go(&mother, 2, fail()).await;
+        race(&log, 6, |number, log| {
+            let flow = if number < 4 { id(&names[number]) } else { mother.flow.clone() };
+            async move { log.retry(&flow).await.unwrap() }
+        })
+        .await;
+        for name in names.iter().cloned().chain(names.iter().map(|name| format!("below {name}"))) {
+            assert_eq!((log.state(&name).await, log.mail(&name).await), (FlowState::Scheduled, Vec::new()), "{name}");
+        }
+        assert_eq!(log.mail(mother.flow.as_str()).await, []);
+        for claimed in log.take(100).await {
+            if claimed.lease.flow != mother.flow {
+                log.go(&claimed.lease, 1, complete()).await;
+            }
+        }
+        assert_eq!(log.mail(mother.flow.as_str()).await.len(), 4);
+    }
+}
+
 /// A family that is cancelled while it grows leaves no live child behind.
 pub async fn cancel_leaves_no_late_child(harness: &impl Harness) {
     let log = Scene::new(harness).await;
@@ -425,7 +584,7 @@ pub async fn cancel_leaves_no_late_child(harness: &impl Harness) {
         })
         .await;
     }
-    let counts = log.counts().await.unwrap();
+    let counts = log.counts(&crate::Filter::all()).await.unwrap();
     assert!(counts.iter().all(|count| count.state == FlowState::Cancelled), "{counts:?}");
 }
 
@@ -501,7 +660,7 @@ pub async fn a_deleted_flow_stays_deleted(harness: &impl Harness) {
         assert_eq!(deleted.iter().filter(|deleted| **deleted).count(), 1);
         assert_eq!(log.flow(&id(&name)).await.unwrap(), None);
     }
-    assert_eq!(log.counts().await.unwrap(), []);
+    assert_eq!(log.counts(&crate::Filter::all()).await.unwrap(), []);
 }
 
 /// Counters that flows keep for themselves, passed on among many workers, add up.
@@ -513,7 +672,7 @@ pub async fn many_workers_bring_every_flow_to_its_end(harness: &impl Harness) {
     let at = log.now().saturating_add(SECOND);
     let done = race(&log, 6, |_, log| async move {
         let mut done = 0;
-        while log.counts().await.unwrap().iter().any(|count| !count.state.is_final()) {
+        while log.counts(&crate::Filter::all()).await.unwrap().iter().any(|count| !count.state.is_final()) {
             tokio::task::yield_now().await;
             for claimed in log.take(3).await {
                 let records = claimed.info.records;

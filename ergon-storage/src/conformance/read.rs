@@ -179,7 +179,7 @@ pub async fn list_goes_on_after_a_deleted_flow(harness: &impl Harness) {
 pub async fn counts_add_up(harness: &impl Harness) {
     use FlowState::{Cancelled, Running, Scheduled};
     let log = Scene::new(harness).await;
-    assert_eq!(log.counts().await.unwrap(), []);
+    assert_eq!(log.counts(&Filter::all()).await.unwrap(), []);
     let typed = |name: &str, flow_type: &str, version| NewFlow::new(id(name), flow_type, version, &b""[..]);
     log.add([
         typed("1", "B", 1).with_queue("y"),
@@ -194,7 +194,7 @@ pub async fn counts_add_up(harness: &impl Harness) {
     .await;
     log.cancel(&id("5"), "").await.unwrap();
     log.take_flow("6").await;
-    let counts = log.counts().await.unwrap();
+    let counts = log.counts(&Filter::all()).await.unwrap();
     let counts: Vec<_> = counts
         .iter()
         .map(|count| (&*count.queue, &*count.flow_type, count.version, count.state, count.flows))
@@ -217,7 +217,7 @@ pub async fn counts_tell_the_oldest(harness: &impl Harness) {
     let start = log.now();
     let after = |seconds| start.saturating_add(SECOND * seconds);
     let oldest = async || {
-        let counts = log.counts().await.unwrap();
+        let counts = log.counts(&Filter::all()).await.unwrap();
         counts.into_iter().map(|count| (count.state, count.oldest_due_at)).collect::<Vec<_>>()
     };
     log.add([flow("later").with_start(Start::After(SECOND * 9))]).await;

@@ -213,7 +213,7 @@ impl Handle {
             }
             match page.next {
                 Some(next) => cursor = Some(next),
-                None => return Snapshot { flows, counts: self.counts().await.unwrap() },
+                None => return Snapshot { flows, counts: self.counts(&Filter::all()).await.unwrap() },
             }
         }
     }
@@ -340,7 +340,16 @@ pub(super) fn complete() -> Next {
 }
 
 pub(super) fn fail() -> Next {
-    Next::Fail { error: "{broken}".into(), reason: "broken".into() }
+    fail_of([])
+}
+
+pub(super) fn fail_of(again: impl IntoIterator<Item = CallPath>) -> Next {
+    Next::Fail { error: "{broken}".into(), reason: "broken".into(), again: again.into_iter().collect() }
+}
+
+/// On to the next run, with this input.
+pub(super) fn again(input: &str) -> Next {
+    Next::Continue { input: input.to_owned().into() }
 }
 
 pub(super) fn stall(build: &str) -> Next {

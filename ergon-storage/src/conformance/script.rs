@@ -7,9 +7,9 @@ use super::{
     scene::{Handle, Scene, id},
 };
 use crate::{
-    CallKind, CallPath, Channel, ClaimRequest, ClaimTarget, Claimed, Clock, Commit, Filter, FlowId, FlowState,
-    InMemoryExecutionLog, Lease, ManualClock, NewFlow, NewMessage, Next, Parent, Phase, PrunePolicy, Record, Result,
-    Start, Timestamp, Wake,
+    CallKind, CallPath, Channel, ClaimRequest, ClaimTarget, Claimed, Clock, Commit, Feed, Filter, FlowId, FlowState,
+    InMemoryExecutionLog, Keep, Labels, Lease, ManualClock, NewFlow, NewItem, NewMessage, Next, Parent, Phase,
+    PrunePolicy, Record, Result, Start, Timestamp, Wake,
 };
 
 /// A hundred short scripts: every answer and every read is that of the log in memory.
@@ -95,6 +95,7 @@ struct Leases {
 const NAMES: [&str; 10] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "ü"];
 const QUEUES: [&str; 2] = ["default", "other"];
 const TYPES: [(&str, u32); 3] = [("Order", 1), ("Order", 2), ("Refund", 1)];
+const LABELS: [(&str, &str); 3] = [("stage", "1"), ("stage", "2"), ("region", "eu")];
 const BUILDS: [&str; 2] = ["build-1", "build-2"];
 
 impl Script {
@@ -155,11 +156,18 @@ impl Script {
         };
         let timeout = self.random.one_in(5).then(|| Duration::from_secs(self.random.number(60)));
         let id = self.flow_id();
+        let labels = self.labels();
         NewFlow::new(id, flow_type, version, input)
             .with_queue(*self.random.pick(&QUEUES))
             .with_priority(*self.random.pick(&[0, 0, 0, 1, -1]))
+            .with_labels(labels)
             .with_start(start)
             .with_timeout(timeout)
+    }
+
+    fn labels(&mut self) -> Labels {
+        let labels = self.random.some(&LABELS);
+        if self.random.one_in(2) { Labels::new() } else { labels.into_iter().collect() }
     }
 
     fn parent(&mut self, id: FlowId) -> Parent {
@@ -254,6 +262,19 @@ impl Script {
                 commit.children.push(self.new_flow().with_parent(parent));
             }
         }
+        if self.random.one_in(8) {
+            commit.labels = Some(self.labels());
+        }
+        if self.random.one_in(3) {
+            for _ in 0..=self.random.below(3) {
+                let keep = *self.random.pick(&[Keep::All, Keep::Last]);
+                let feed = if keep == Keep::All { Feed::stream("x") } else { Feed::status() };
+                let call = self.random.one_in(2).then(|| CallPath::top(1));
+                let (at, payload) = (self.model.now(), vec![5; self.random.below(3)].into());
+                commit.items.push(NewItem { feed, keep, at, call, attempt: 1, payload });
+            }
+        }
+        commit.emitted = self.random.one_in(5).then(|| self.random.below(4).try_into().unwrap());
         commit.next = self.next();
         let number = commit.number;
         let to_log = Commit { lease: leases.log, ..commit.clone() };
@@ -279,7 +300,13 @@ impl Script {
             seq,
             at: now,
             path: if self.random.one_in(5) { path.child(1) } else { path },
-            kind: *self.random.pick(&[CallKind::Step, CallKind::Timer, CallKind::Signal, CallKind::Child]),
+            kind: *self.random.pick(&[
+                CallKind::Step,
+                CallKind::Timer,
+                CallKind::Signal,
+                CallKind::Child,
+                CallKind::Patch,
+            ]),
             phase: *self.random.pick(&[
                 Phase::Pending,
                 Phase::Attempt,
@@ -300,7 +327,8 @@ impl Script {
     fn next(&mut self) -> Next {
         match self.random.below(12) {
             0 => Next::Complete { result: vec![1; self.random.below(3)].into() },
-            1 | 2 => Next::Fail { error: vec![2; self.random.below(3)].into(), reason: "broken".into() },
+            1 | 2 => self.fail(),
+            8 => Next::Continue { input: vec![4; self.random.below(3)].into() },
             3 => Next::Stall { reason: "diverged".into(), build: (*self.random.pick(&BUILDS)).into() },
             4..8 => {
                 let at = self.random.one_in(2).then(|| {
@@ -311,6 +339,12 @@ impl Script {
             }
             _ => Next::Run,
         }
+    }
+
+    fn fail(&mut self) -> Next {
+        let again = (0..4).map(CallPath::top).chain([CallPath::top(1).child(1)]);
+        let again = again.filter(|_| self.random.one_in(3)).collect();
+        Next::Fail { error: vec![2; self.random.below(3)].into(), reason: "broken".into(), again }
     }
 
     async fn send(&mut self) {
@@ -390,7 +424,13 @@ impl Script {
         let id = self.flow_id();
         let after = u32::try_from(self.random.below(5)).unwrap();
         let limit = self.random.below(6);
-        match self.random.below(4) {
+        match self.random.below(5) {
+            4 => {
+                let feed = self.random.pick(&[Feed::stream("x"), Feed::status()]).clone();
+                let model = self.model.items(&id, &feed, after, limit).await;
+                let log = self.log.items(&id, &feed, after, limit).await;
+                self.same(("items", id, feed, after, limit), model, log);
+            }
             0 => {
                 let answers = (self.model.flow(&id).await, self.log.flow(&id).await);
                 self.same(("flow", id), answers.0, answers.1);
@@ -411,6 +451,20 @@ impl Script {
                 filter.flow_type = self.random.one_in(2).then(|| self.random.pick(&TYPES).0.into());
                 filter.queue = self.random.one_in(2).then(|| (*self.random.pick(&QUEUES)).into());
                 filter.parent = self.random.one_in(3).then_some(id);
+                if self.random.one_in(3) {
+                    let labels = self.random.some(&LABELS).into_iter();
+                    filter.labels = labels.map(|(name, value)| (name.into(), value.into())).collect();
+                }
+                filter.reason =
+                    self.random.one_in(4).then(|| (*self.random.pick(&["", "e", "claimed", "enough"])).into());
+                let mut instant = || {
+                    let before = i64::try_from(self.random.number(300_000_000)).unwrap();
+                    self.random.one_in(6).then(|| Timestamp::from_micros(self.model.now().as_micros() - before))
+                };
+                (filter.created_from, filter.created_before) = (instant(), instant());
+                (filter.finished_from, filter.finished_before) = (instant(), instant());
+                let counts = (self.model.counts(&filter).await, self.log.counts(&filter).await);
+                self.same(("counts", &filter), counts.0, counts.1);
                 let model = pages(&self.model, &filter, limit + 1).await;
                 let log = pages(&self.log, &filter, limit + 1).await;
                 self.same(("list", filter, limit + 1), model, log);

@@ -1,8 +1,9 @@
 //! Which flow comes next.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
+    borrow::Borrow,
+    cmp::{Ordering, Reverse},
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     iter,
     sync::Arc,
 };
@@ -36,12 +37,55 @@ impl Lane {
     }
 }
 
+/// What names a lane: a flow finds its own without making one.
+trait Named {
+    fn name(&self) -> (&str, &str, u32);
+}
+
+impl Named for Lane {
+    fn name(&self) -> (&str, &str, u32) {
+        (&self.queue, &self.flow_type, self.version)
+    }
+}
+
+impl Named for FlowInfo {
+    fn name(&self) -> (&str, &str, u32) {
+        (&self.queue, &self.flow_type, self.version)
+    }
+}
+
+impl PartialEq for dyn Named + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for dyn Named + '_ {}
+
+impl PartialOrd for dyn Named + '_ {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for dyn Named + '_ {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.name().cmp(&other.name())
+    }
+}
+
+impl<'a> Borrow<dyn Named + 'a> for Lane {
+    fn borrow(&self) -> &(dyn Named + 'a) {
+        self
+    }
+}
+
 /// Every flow that becomes due by itself, also while it runs, in the order in which it is claimed.
 ///
 /// The instant comes first within a priority, so that flows that are not due yet lie behind the ones that are
 /// and cost a claim nothing.
 #[derive(Debug, Default)]
-pub(super) struct Lanes(HashMap<Lane, Priorities>);
+pub(super) struct Lanes(BTreeMap<Lane, Priorities>);
 
 type Priorities = BTreeMap<Reverse<i16>, BTreeSet<(Timestamp, u64)>>;
 
@@ -49,15 +93,17 @@ impl Lanes {
     /// Files a flow under its due instant; one that has none is not filed.
     pub(super) fn insert(&mut self, info: &FlowInfo, number: u64) {
         let Some(due_at) = info.due_at else { return };
-        let priorities = self.0.entry(Lane::of(info)).or_default();
+        let priorities = match self.0.get_mut(info as &dyn Named) {
+            Some(priorities) => priorities,
+            None => self.0.entry(Lane::of(info)).or_default(),
+        };
         priorities.entry(Reverse(info.priority)).or_default().insert((due_at, number));
     }
 
     /// Takes a flow out, with the lane if it was the last one in it.
     pub(super) fn remove(&mut self, info: &FlowInfo, number: u64) {
         let Some(due_at) = info.due_at else { return };
-        let lane = Lane::of(info);
-        let Some(priorities) = self.0.get_mut(&lane) else { return };
+        let Some(priorities) = self.0.get_mut(info as &dyn Named) else { return };
         if let Some(flows) = priorities.get_mut(&Reverse(info.priority)) {
             flows.remove(&(due_at, number));
             if flows.is_empty() {
@@ -65,7 +111,7 @@ impl Lanes {
             }
         }
         if priorities.is_empty() {
-            self.0.remove(&lane);
+            self.0.remove(info as &dyn Named);
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 
-use crate::{Channel, Message, Timestamp};
+use crate::{Channel, ChildOutcome, FlowId, Message, Timestamp};
 
 /// The messages of one flow, and the keys of all it ever received.
 #[derive(Debug, Default)]
@@ -49,6 +49,22 @@ impl Mailbox {
             if numbers.is_empty() {
                 self.channels.remove(&message.channel);
             }
+        }
+    }
+
+    /// Takes out those ends of children that are to go, by how a child has ended, the call that has
+    /// started it, and its id.
+    pub(super) fn withdraw(&mut self, mut goes: impl FnMut(ChildOutcome, &str, Option<&FlowId>) -> bool) {
+        let told = self.channels.get(&Channel::children()).into_iter().flatten().copied();
+        let told = told.filter(|seq| {
+            let message = &self.messages[seq];
+            message
+                .child
+                .zip(message.reference.as_deref())
+                .is_some_and(|(outcome, call)| goes(outcome, call, message.ended.as_ref()))
+        });
+        for seq in told.collect::<Vec<_>>() {
+            self.remove(seq);
         }
     }
 

@@ -14,9 +14,9 @@ use async_trait::async_trait;
 
 use self::state::{Hints, State};
 use crate::{
-    Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, Committed, Count, Cursor, Enqueued, ExecutionLog, Filter,
-    FlowId, FlowPage, FlowRecord, Lease, LeaseState, Limits, Message, NewFlow, NewMessage, PrunePolicy, Record, Result,
-    Retried, Sent, SystemClock, Timestamp, Topic, Watch, WatchHub,
+    Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, CommitNow, Committed, Count, Cursor, Enqueued,
+    ExecutionLog, Feed, Filter, FlowId, FlowPage, FlowRecord, Item, Lease, LeaseState, Limits, Message, NewFlow,
+    NewMessage, PrunePolicy, Record, Result, Retried, Sent, SystemClock, Timestamp, Topic, Watch, WatchHub,
 };
 
 /// An [`ExecutionLog`] in memory: for tests, and for flows that need not outlive their process.
@@ -77,13 +77,17 @@ impl InMemoryExecutionLog {
         read(&self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Makes one transition under the lock, and gives its hints once the lock is free.
+    /// Makes one transition under the lock, at the present instant.
     fn write<T>(&self, transition: impl FnOnce(&mut State, Timestamp) -> T) -> T {
+        self.transition(|state, clock| transition(state, clock.now()))
+    }
+
+    /// Makes one transition under the lock, and gives its hints once the lock is free. The clock is read under the
+    /// lock, so that instants rise in the order of the transitions.
+    fn transition<T>(&self, transition: impl FnOnce(&mut State, &dyn Clock) -> T) -> T {
         let (answer, hints) = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            // Read under the lock, so that instants rise in the order of the transitions.
-            let now = self.clock.now();
-            let answer = transition(&mut state, now);
+            let answer = transition(&mut state, &*self.clock);
             (answer, mem::take(&mut state.hints))
         };
         let Hints { queue, flows } = hints;
@@ -94,6 +98,11 @@ impl InMemoryExecutionLog {
             self.hub.notify_flow(flow);
         }
         answer
+    }
+
+    fn apply(&self, commit: Commit) -> Result<Committed> {
+        self.limits.check_commit(&commit)?;
+        self.transition(|state, clock| state.commit(commit, clock, &self.limits))
     }
 }
 
@@ -141,8 +150,11 @@ impl ExecutionLog for InMemoryExecutionLog {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Committed> {
-        self.limits.check_commit(&commit)?;
-        self.write(|state, now| state.commit(commit, now, &self.limits))
+        self.apply(commit)
+    }
+
+    fn commit_now(&self, commit: Commit) -> CommitNow {
+        CommitNow::Answered(self.apply(commit))
     }
 
     async fn send(&self, message: NewMessage) -> Result<Sent> {
@@ -176,12 +188,16 @@ impl ExecutionLog for InMemoryExecutionLog {
         self.read(|state| state.messages(flow, channels, after, limit))
     }
 
+    async fn items(&self, flow: &FlowId, feed: &Feed, after: u32, limit: usize) -> Result<Vec<Item>> {
+        self.read(|state| state.items(flow, feed, after, limit))
+    }
+
     async fn list(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Result<FlowPage> {
         Ok(self.read(|state| state.list(filter, after, limit)))
     }
 
-    async fn counts(&self) -> Result<Vec<Count>> {
-        Ok(self.read(State::counts))
+    async fn counts(&self, filter: &Filter) -> Result<Vec<Count>> {
+        Ok(self.read(|state| state.counts(filter)))
     }
 
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64> {

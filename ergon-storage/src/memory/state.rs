@@ -1,7 +1,7 @@
 //! The state of a log and its transitions.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     sync::Arc,
 };
 
@@ -12,9 +12,10 @@ use super::{
     mailbox::Mailbox,
 };
 use crate::{
-    Cancelled, Channel, ChildOutcome, ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Commit, Committed, Count,
-    Cursor, Enqueued, Error, ErrorKind, Filter, FlowId, FlowInfo, FlowPage, FlowRecord, FlowState, Lease, LeaseState,
-    Limits, Message, NewFlow, NewMessage, Next, Phase, PrunePolicy, Record, Result, Retried, Sent, Timestamp, Wake,
+    CallPath, Cancelled, Channel, ChildOutcome, ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Clock, Commit,
+    Committed, Count, Cursor, Enqueued, Error, ErrorKind, Feed, Filter, FlowId, FlowInfo, FlowPage, FlowRecord,
+    FlowState, Item, Keep, Lease, LeaseState, Limits, Message, NewFlow, NewItem, NewMessage, Next, Parent, PrunePolicy,
+    Record, Result, Retried, Sent, Timestamp, Wake,
 };
 
 /// Everything in a log. Each method is one transition: it refuses before it changes anything.
@@ -51,14 +52,22 @@ pub(super) struct Hints {
 #[derive(Debug)]
 struct Flow {
     info: FlowInfo,
+    /// The value of the present run.
     input: Bytes,
+    /// The value that it was accepted with; `None` in the first run, whose value that is.
+    accepted: Option<Bytes>,
+    /// The greatest number of a flow when the present run began; its children have greater ones.
+    run_number: u64,
     result: Bytes,
     history: Vec<Record>,
     mailbox: Mailbox,
+    feeds: HashMap<Feed, Vec<Item>>,
     /// The last commit under the latest lease and its answer, for its repeat.
     last_commit: Option<(u32, Committed)>,
     /// The build that could not go on; `None` unless stalled by one.
     stalled_by: Option<Arc<str>>,
+    /// The calls that a retry makes again; empty unless failed.
+    again: Vec<CallPath>,
 }
 
 /// How a flow ends.
@@ -83,8 +92,10 @@ impl Flow {
             reason: None,
             wake: Wake::default(),
             parent: flow.parent,
+            labels: flow.labels,
             created_at: now,
             start_at,
+            run: 1,
             started_at: None,
             finished_at: None,
             deadline_at,
@@ -92,16 +103,21 @@ impl Flow {
             epoch: 0,
             deliveries: 0,
             records: 0,
+            emitted: 0,
             worker: None,
         };
         Self {
             info,
             input: flow.input,
+            accepted: None,
+            run_number: 0,
             result: Bytes::new(),
             history: Vec::new(),
             mailbox: Mailbox::default(),
+            feeds: HashMap::new(),
             last_commit: None,
             stalled_by: None,
+            again: Vec::new(),
         }
     }
 
@@ -118,8 +134,54 @@ impl Flow {
         self.info.due_at.is_some_and(|due_at| due_at <= now)
     }
 
+    /// True when this is its latest lease, though it may have ended.
+    fn is_leased_by(&self, lease: &Lease) -> bool {
+        self.info.epoch == lease.epoch && self.info.id == lease.flow
+    }
+
+    /// Adds records to the history, and takes messages out of the mailbox.
+    fn append(&mut self, records: Vec<Record>, consumed: &[u32]) {
+        if let Some(last) = records.last() {
+            self.info.records = last.seq;
+            self.info.deliveries = 0;
+            if self.history.is_empty() {
+                self.history = records;
+            } else {
+                self.history.extend(records);
+            }
+        }
+        for &seq in consumed {
+            self.mailbox.remove(seq);
+        }
+    }
+
+    /// Adds items to the feeds.
+    fn emit(&mut self, items: Vec<NewItem>, emitted: Option<u32>) {
+        self.info.emitted = emitted.unwrap_or(self.info.emitted);
+        let FlowInfo { run, epoch, .. } = self.info;
+        for NewItem { feed, keep, at, call, attempt, payload } in items {
+            let items = self.feeds.entry(feed).or_default();
+            let seq = items.last().map_or(0, |last| last.seq) + 1;
+            if keep == Keep::Last {
+                items.clear();
+            }
+            items.push(Item { seq, at, run, epoch, call, attempt, payload });
+        }
+    }
+
     fn is_running(&self) -> bool {
         self.info.state == FlowState::Running
+    }
+
+    /// True when it is the flow that a call asks for.
+    fn is_what_is_wanted(&self, wanted: &NewFlow) -> bool {
+        let info = &self.info;
+        (&info.flow_type, info.version, self.accepted()) == (&wanted.flow_type, wanted.version, &wanted.input)
+    }
+
+    /// The value that it was accepted with.
+    fn accepted(&self) -> &Bytes {
+        self.accepted.as_ref().unwrap_or(&self.input)
     }
 }
 
@@ -130,11 +192,19 @@ impl State {
         let instants = flows.iter().map(|flow| flow.check(now, limits)).collect::<Result<Vec<_>>>()?;
         let mut answers = Vec::with_capacity(flows.len());
         for (flow, (start_at, deadline_at)) in flows.into_iter().zip(instants) {
-            answers.push(if let Some(taken) = self.get(&flow.id) {
-                Enqueued::Existing { same: taken.info.flow_type == flow.flow_type && taken.input == flow.input }
-            } else {
-                self.insert(Flow::new(flow, start_at, deadline_at, now));
-                Enqueued::Created
+            answers.push(match self.ids.entry(flow.id.clone()) {
+                Entry::Occupied(taken) => {
+                    let taken = &self.flows[taken.get()];
+                    Enqueued::Existing {
+                        same: taken.info.flow_type == flow.flow_type && *taken.accepted() == flow.input,
+                    }
+                }
+                Entry::Vacant(id) => {
+                    self.last += 1;
+                    id.insert(self.last);
+                    self.file(Flow::new(flow, start_at, deadline_at, now));
+                    Enqueued::Created
+                }
             });
         }
         Ok(answers)
@@ -223,9 +293,10 @@ impl State {
 
     // ---- run ---------------------------------------------------------------------------------------------
 
-    pub(super) fn commit(&mut self, commit: Commit, now: Timestamp, limits: &Limits) -> Result<Committed> {
-        let Commit { lease, number, records, consumed, children, next } = commit;
-        let flow = self.leased(&lease)?;
+    pub(super) fn commit(&mut self, commit: Commit, clock: &dyn Clock, limits: &Limits) -> Result<Committed> {
+        let Commit { lease, number, records, consumed, children, labels, items, emitted, next } = commit;
+        let flow = self.flows.get_mut(&lease.key).filter(|flow| flow.is_leased_by(&lease));
+        let flow = flow.ok_or_else(|| Error::lease_lost(&lease.flow))?;
         let last = match flow.last_commit {
             Some((last, answer)) if last == number => return Ok(answer),
             Some((last, _)) => last,
@@ -243,18 +314,29 @@ impl State {
                 return invalid(format!("record {} does not follow on record {}", record.seq, seq - 1));
             }
         }
+        if next == Next::Run && children.is_empty() && labels.is_none() {
+            // Most commits are such, which no other flow has to do with, and no instant.
+            flow.append(records, &consumed);
+            flow.last_commit = Some((number, Committed::Applied));
+            if !items.is_empty() || emitted.is_some() {
+                flow.emit(items, emitted);
+                self.hints.flows.push(lease.flow.clone());
+            }
+            return Ok(Committed::Applied);
+        }
+        let now = clock.now();
         let instants = children.iter().map(|child| child.check(now, limits)).collect::<Result<Vec<_>>>()?;
 
         // From here on nothing is refused.
         let flow = self.flows.get_mut(&lease.key).expect("found above");
-        if !records.is_empty() {
-            flow.info.records = records[records.len() - 1].seq;
-            flow.info.deliveries = 0;
-            flow.history.extend(records);
+        flow.append(records, &consumed);
+        if let Some(labels) = labels {
+            flow.info.labels = labels;
         }
-        for seq in consumed {
-            flow.mailbox.remove(seq);
+        if !items.is_empty() {
+            self.hints.flows.push(lease.flow.clone());
         }
+        flow.emit(items, emitted);
         for (child, (start_at, deadline_at)) in children.into_iter().zip(instants) {
             self.start_child(lease.key, child, start_at, deadline_at, now);
         }
@@ -285,12 +367,13 @@ impl State {
                     outcome: ChildOutcome::Completed,
                     state: FlowState::Completed,
                     reason: None,
-                    told: result.clone(),
+                    // Most flows have no parent, and their results no second owner.
+                    told: if self.flows[&number].info.parent.is_some() { result.clone() } else { Bytes::new() },
                     result,
                 };
                 self.end(number, end, now);
             }
-            Next::Fail { error, reason } => {
+            Next::Fail { error, reason, again } => {
                 let end = End {
                     outcome: ChildOutcome::Failed,
                     state: FlowState::Failed,
@@ -299,6 +382,24 @@ impl State {
                     result: error,
                 };
                 self.end(number, end, now);
+                self.flows.get_mut(&number).expect("the caller has found it").again = again;
+            }
+            Next::Continue { input } => {
+                let run_number = self.last;
+                self.update(number, |flow| {
+                    flow.set(FlowState::Scheduled, Some(now), None);
+                    let former = std::mem::replace(&mut flow.input, input);
+                    flow.accepted.get_or_insert(former);
+                    flow.history = Vec::new();
+                    flow.mailbox.withdraw(|_, _, _| true);
+                    flow.run_number = run_number;
+                    flow.info.run += 1;
+                    flow.info.records = 0;
+                    flow.info.emitted = 0;
+                    flow.info.deliveries = 0;
+                    flow.info.started_at = None;
+                    flow.info.worker = None;
+                });
             }
             Next::Stall { reason, build } => self.update(number, |flow| {
                 flow.set(FlowState::Stalled, None, Some(reason));
@@ -316,36 +417,112 @@ impl State {
         deadline_at: Option<Timestamp>,
         now: Timestamp,
     ) {
-        let place = |parent: &Option<crate::Parent>| parent.as_ref().map(|p| (p.id.clone(), p.path.clone()));
-        let wanted = place(&child.parent);
-        match self.get(&child.id).map(|taken| place(&taken.info.parent)) {
-            None => self.insert(Flow::new(child, start_at, deadline_at, now)),
-            Some(taken) if taken == wanted => {}
-            Some(_) => {
-                let text = format!("the id {:?} belongs to a flow that this call did not start", child.id);
-                let path = child.parent.map(|parent| parent.path.to_string()).unwrap_or_default();
-                self.deliver(parent, Channel::children(), text.into(), now, |message| {
-                    message.with_child(ChildOutcome::Refused, path)
-                });
+        let start = |state: &mut Self, child| state.insert(Flow::new(child, start_at, deadline_at, now));
+        let run = self.run_number(parent);
+        let Some(&number) = self.ids.get(&child.id) else { return start(self, child) };
+        let taken = &self.flows[&number];
+        let place = |parent: &Option<Parent>| parent.as_ref().map(|parent| (parent.id.clone(), parent.path.clone()));
+        let owner = if place(&taken.info.parent) != place(&child.parent) {
+            "a flow that this call did not start"
+        } else if number > run && taken.is_what_is_wanted(&child) {
+            if child.parent.as_ref().is_some_and(|parent| !parent.detached) {
+                self.resume_child(number, now);
             }
-        }
+            return;
+        } else if taken.info.state.is_final() {
+            self.withdraw_end(number);
+            self.forget(number);
+            return start(self, child);
+        } else if number > run {
+            "this call's child, which has not ended and runs with another value"
+        } else {
+            "a child of an earlier flow or run that has not ended"
+        };
+        let text = format!("the id {:?} belongs to {owner}", child.id);
+        let Some(place) = child.parent else { return };
+        let origin = Message::origin(&place.path, &child.id);
+        self.deliver(parent, Channel::children(), text.into(), now, |message| {
+            message.with_child(ChildOutcome::Refused, &origin)
+        });
+    }
+
+    /// A call that has started a child is made again.
+    fn resume_child(&mut self, number: u64, now: Timestamp) {
+        let flow = &self.flows[&number];
+        let (outcome, told) = match flow.info.state {
+            FlowState::Failed => return self.schedule_again(number, now),
+            FlowState::Completed => (ChildOutcome::Completed, flow.result.clone()),
+            FlowState::Cancelled => {
+                let reason = flow.info.reason.as_deref().unwrap_or_default();
+                (ChildOutcome::Cancelled, Bytes::copy_from_slice(reason.as_bytes()))
+            }
+            _ => return,
+        };
+        // It may have told it before, while its parent had failed.
+        self.withdraw_end(number);
+        self.tell_parent(number, outcome, told, now);
     }
 
     /// Ends a flow and tells its parent.
     fn end(&mut self, number: u64, end: End, now: Timestamp) {
-        let parent = self.update(number, |flow| {
+        self.update(number, |flow| {
             flow.set(end.state, None, end.reason);
             flow.info.finished_at = Some(now);
             flow.result = end.result;
-            flow.mailbox.clear();
-            flow.info.parent.clone()
+            // Most flows that a log holds have ended.
+            flow.history.shrink_to_fit();
+            // A failed flow may go on, and finds its messages where they were.
+            if end.state != FlowState::Failed {
+                flow.mailbox.clear();
+            }
         });
-        let Some(parent) = parent.filter(|parent| !parent.detached) else { return };
-        let Some(&number) = self.ids.get(&parent.id) else { return };
-        if !self.flows[&number].info.state.is_final() {
-            self.deliver(number, Channel::children(), end.told, now, |message| {
-                message.with_child(end.outcome, parent.path.to_string())
-            });
+        self.tell_parent(number, end.outcome, end.told, now);
+    }
+
+    /// Tells the parent of a flow how that one has ended, if it is there and may still want to know.
+    fn tell_parent(&mut self, child: u64, outcome: ChildOutcome, told: Bytes, now: Timestamp) {
+        let Some((parent, path)) = self.hearer(child) else { return };
+        let origin = Message::origin(&path, &self.flows[&child].info.id);
+        let state = self.flows[&parent].info.state;
+        if !state.is_final() || state == FlowState::Failed {
+            self.deliver(parent, Channel::children(), told, now, |message| message.with_child(outcome, &origin));
+        }
+    }
+
+    /// The parent that hears of a flow's end, and the call that has started it.
+    fn hearer(&self, child: u64) -> Option<(u64, CallPath)> {
+        let parent = self.flows[&child].info.parent.as_ref().filter(|parent| !parent.detached)?;
+        // A flow that was accepted later has the id of the parent, and is another; a later run did not start it.
+        let number = self.ids.get(&parent.id).copied().filter(|number| self.run_number(*number) < child)?;
+        Some((number, parent.path.clone()))
+    }
+
+    /// The flow's own number, or the greatest that there was when its present run began: what it starts has a greater one.
+    fn run_number(&self, number: u64) -> u64 {
+        self.flows[&number].run_number.max(number)
+    }
+
+    /// The children whose ends a flow hears of, in the order in which they were accepted.
+    fn heard_children(&self, parent: u64) -> impl Iterator<Item = (u64, &Flow)> {
+        self.attached_children(parent, self.run_number(parent))
+    }
+
+    /// The attached children of a flow that were accepted after this number, in that order.
+    fn attached_children(&self, parent: u64, after: u64) -> impl Iterator<Item = (u64, &Flow)> {
+        let children = self.children.get(&self.flows[&parent].info.id);
+        let children = children.into_iter().flat_map(move |children| children.range(after + 1..));
+        let children = children.map(|child| (*child, &*self.flows[child]));
+        children.filter(|(_, child)| child.info.parent.as_ref().is_some_and(|parent| !parent.detached))
+    }
+
+    /// Takes back what a flow has told its parent of its end.
+    fn withdraw_end(&mut self, child: u64) {
+        let id = self.flows[&child].info.id.clone();
+        if let Some((parent, path)) = self.hearer(child)
+            && let Some(flow) = self.flows.get_mut(&parent)
+        {
+            let path = path.to_string();
+            flow.mailbox.withdraw(|_, call, ended| call == path && ended == Some(&id));
         }
     }
 
@@ -406,10 +583,7 @@ impl State {
                 continue;
             }
             flow.last_commit = None;
-            if let Some(children) = self.children.get(&flow.info.id) {
-                let attached = |child: &&u64| self.flows[*child].info.parent.as_ref().is_some_and(|p| !p.detached);
-                pending.extend(children.iter().filter(attached));
-            }
+            pending.extend(self.attached_children(number, number).map(|(child, _)| child));
             let end = End {
                 outcome: ChildOutcome::Cancelled,
                 state: FlowState::Cancelled,
@@ -428,16 +602,59 @@ impl State {
         if !matches!(state, FlowState::Failed | FlowState::Stalled) {
             return Ok(Retried::Not(state));
         }
-        self.update(number, |flow| {
-            if state == FlowState::Failed {
-                flow.forget_failed_call();
-            }
-            flow.set(FlowState::Scheduled, Some(now), None);
-            flow.info.deliveries = 0;
-            flow.info.finished_at = None;
-            flow.result = Bytes::new();
-        });
+        self.schedule_again(number, now);
         Ok(Retried::Scheduled)
+    }
+
+    /// Schedules a flow that has failed or come to a standstill, and with it the descendants that it would fail of.
+    fn schedule_again(&mut self, number: u64, now: Timestamp) {
+        self.withdraw_end(number);
+        let mut pending = vec![number];
+        while let Some(number) = pending.pop() {
+            pending.extend(self.withdraw_failures(number));
+            self.update(number, |flow| {
+                flow.forget_calls_to_be_made_again();
+                flow.set(FlowState::Scheduled, Some(now), None);
+                flow.info.deliveries = 0;
+                flow.info.finished_at = None;
+                flow.info.deadline_at =
+                    flow.info.deadline_at.map(|deadline_at| now.saturating_add(deadline_at.since(flow.info.start_at)));
+                flow.result = Bytes::new();
+            });
+        }
+    }
+
+    /// Takes out of a failed flow's mailbox the ends of children that it is to hear anew: of the calls that it makes
+    /// again, and of those that have failed and are scheduled again, which are returned.
+    fn withdraw_failures(&mut self, number: u64) -> BTreeSet<u64> {
+        let flow = &self.flows[&number];
+        let mut failed = BTreeSet::new();
+        if flow.info.state != FlowState::Failed || !flow.mailbox.has_any(&[Channel::children()]) {
+            return failed;
+        }
+        let again: HashSet<String> = flow.again.iter().map(CallPath::to_string).collect();
+        // The last child of a call is the one that it waits for.
+        let last: HashMap<String, (u64, FlowState, FlowId)> = (self.heard_children(number))
+            .filter_map(|(child, flow)| {
+                let path = flow.info.parent.as_ref()?.path.to_string();
+                Some((path, (child, flow.info.state, flow.info.id.clone())))
+            })
+            .collect();
+        let flow = self.flows.get_mut(&number).expect("found above");
+        flow.mailbox.withdraw(|outcome, call, ended| {
+            if again.contains(call) {
+                return true;
+            }
+            // Without the child, its end is all there is of it.
+            match last.get(call) {
+                Some((child, FlowState::Failed, id)) if outcome == ChildOutcome::Failed && ended == Some(id) => {
+                    failed.insert(*child);
+                    true
+                }
+                _ => false,
+            }
+        });
+        failed
     }
 
     pub(super) fn reoffer(&mut self, types: &[(Arc<str>, u32)], build: &str, now: Timestamp) -> u64 {
@@ -475,6 +692,12 @@ impl State {
         Ok(self.flows[&self.find(id)?].mailbox.read(channels, after, limit))
     }
 
+    pub(super) fn items(&self, id: &FlowId, feed: &Feed, after: u32, limit: usize) -> Result<Vec<Item>> {
+        let items = self.flows[&self.find(id)?].feeds.get(feed).map_or(&[][..], Vec::as_slice);
+        let from = items.partition_point(|item| item.seq <= after);
+        Ok(items[from..].iter().take(limit).cloned().collect())
+    }
+
     pub(super) fn list(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> FlowPage {
         let from = after.map_or(0, |cursor| cursor.number().saturating_add(1));
         let mut page = FlowPage::default();
@@ -490,9 +713,9 @@ impl State {
         page
     }
 
-    pub(super) fn counts(&self) -> Vec<Count> {
+    pub(super) fn counts(&self, filter: &Filter) -> Vec<Count> {
         let mut counts: BTreeMap<_, Count> = BTreeMap::new();
-        for info in self.flows.values().map(|flow| &flow.info) {
+        for info in self.flows.values().map(|flow| &flow.info).filter(|info| filter.accepts(info)) {
             let key = (&info.queue, &info.flow_type, info.version, info.state);
             let count = counts.entry(key).or_insert_with(|| Count {
                 queue: Arc::clone(&info.queue),
@@ -520,7 +743,7 @@ impl State {
                 let info = &self.flows[number].info;
                 (policy.states.is_empty() || policy.states.contains(&info.state))
                     && policy.flow_type.as_ref().is_none_or(|flow_type| *flow_type == info.flow_type)
-                    && !self.is_awaited(info)
+                    && !self.is_awaited(*number)
             })
             .take(policy.limit as usize)
             .collect();
@@ -537,7 +760,7 @@ impl State {
         if !info.state.is_final() {
             return conflict(format!("the flow is {}, only one that has ended can be deleted", info.state));
         }
-        if self.is_awaited(info) {
+        if self.is_awaited(number) {
             return conflict("the flow's parent has not ended".into());
         }
         self.forget(number);
@@ -545,9 +768,8 @@ impl State {
     }
 
     /// True when the flow has a parent that hears of its end and has not ended itself.
-    fn is_awaited(&self, info: &FlowInfo) -> bool {
-        let parent = info.parent.as_ref().filter(|parent| !parent.detached);
-        parent.and_then(|parent| self.get(&parent.id)).is_some_and(|parent| !parent.info.state.is_final())
+    fn is_awaited(&self, number: u64) -> bool {
+        self.hearer(number).is_some_and(|(parent, _)| !self.flows[&parent].info.state.is_final())
     }
 
     fn forget(&mut self, number: u64) {
@@ -577,15 +799,18 @@ impl State {
 
     /// The flow whose latest lease this is, though it may have ended.
     fn leased(&self, lease: &Lease) -> Result<&Flow> {
-        let flow = self.flows.get(&lease.key).filter(|flow| flow.info.id == lease.flow);
-        flow.filter(|flow| flow.info.epoch == lease.epoch)
-            .map(|flow| &**flow)
-            .ok_or_else(|| Error::lease_lost(&lease.flow))
+        let flow = self.flows.get(&lease.key).filter(|flow| flow.is_leased_by(lease));
+        flow.map(|flow| &**flow).ok_or_else(|| Error::lease_lost(&lease.flow))
     }
 
     fn insert(&mut self, flow: Flow) {
         self.last += 1;
         self.ids.insert(flow.info.id.clone(), self.last);
+        self.file(flow);
+    }
+
+    /// Puts the flow with the latest number into all maps but the one of ids.
+    fn file(&mut self, flow: Flow) {
         if let Some(parent) = &flow.info.parent {
             self.children.entry(parent.id.clone()).or_default().insert(self.last);
         }
@@ -637,10 +862,13 @@ impl Hints {
 }
 
 impl Flow {
-    /// Removes the failed outcome at the end of the history, if there is one, and the attempts that led to it.
-    fn forget_failed_call(&mut self) {
-        let Some(failed) = self.history.pop_if(|record| record.phase == Phase::Failed) else { return };
-        self.history.retain(|record| record.phase != Phase::Attempt || record.path != failed.path);
+    /// Removes the records of the calls that are to be made again.
+    fn forget_calls_to_be_made_again(&mut self) {
+        if self.again.is_empty() {
+            return;
+        }
+        let again: HashSet<CallPath> = std::mem::take(&mut self.again).into_iter().collect();
+        self.history.retain(|record| !again.contains(&record.path));
         for (record, seq) in self.history.iter_mut().zip(1..) {
             record.seq = seq;
         }
@@ -653,7 +881,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{CallPath, ClaimTarget, Parent};
+    use crate::{ClaimTarget, ManualClock};
 
     /// Flows that are gone leave nothing behind in any map.
     #[test]
@@ -677,11 +905,11 @@ mod tests {
                 let mut commit = Commit::new(claimed.lease, 1);
                 commit.next = match number % 4 {
                     0 => Next::Complete { result: Bytes::new() },
-                    1 => Next::Fail { error: Bytes::new(), reason: "".into() },
+                    1 => Next::Fail { error: Bytes::new(), reason: "".into(), again: vec![CallPath::top(1)] },
                     2 => Next::Suspend(Wake { at: Some(now.saturating_add(Duration::from_secs(1))), channels: vec![] }),
                     _ => Next::Stall { reason: "".into(), build: "".into() },
                 };
-                state.commit(commit, now, &Limits::default()).unwrap();
+                state.commit(commit, &ManualClock::starting_at(now), &Limits::default()).unwrap();
             }
             for number in 0..100 {
                 state.cancel(&id(number), "", now).unwrap();

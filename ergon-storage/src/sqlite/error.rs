@@ -16,6 +16,8 @@ pub(super) enum Fault {
     Refused(Error),
     /// SQLite failed.
     Sqlite(rusqlite::Error),
+    /// The user's work has failed and rolled the transaction back, which its answer tells.
+    RolledBack,
     /// A row does not hold what this program has written.
     Unreadable(String),
     /// Our own bug, or one of a user's [`Clock`](crate::Clock).
@@ -40,6 +42,7 @@ impl Fault {
         match self {
             Self::Refused(error) => error,
             Self::Sqlite(error) => from_sqlite("the SQLite log could not do this", error),
+            Self::RolledBack => Error::new(ErrorKind::Unavailable, "another's work has rolled the transaction back"),
             Self::Unreadable(what) => Error::new(ErrorKind::Corrupt, what),
             Self::Panicked(text) => Error::new(ErrorKind::Unavailable, format!("the SQLite log panicked: {text}")),
         }

@@ -1,5 +1,7 @@
 //! Messages on their way into a flow's mailbox.
 
+use std::collections::{BTreeSet, HashMap, HashSet};
+
 use rusqlite::params;
 
 use super::{
@@ -7,7 +9,7 @@ use super::{
     row::{self, SEQ_LAST, slot},
     writer::Tx,
 };
-use crate::{Channel, ChildOutcome, Error, ErrorKind, FlowId, FlowState, NewMessage, Parent, Sent, Timestamp};
+use crate::{Channel, ChildOutcome, Error, ErrorKind, FlowId, FlowState, Message, NewMessage, Parent, Sent, Timestamp};
 
 /// How many messages a flow can receive in its life.
 const MESSAGES_MAX: u32 = SEQ_LAST;
@@ -19,6 +21,8 @@ pub(super) struct Receiver {
     due_us: Option<i64>,
     messages: u32,
     channels: Option<Box<str>>,
+    /// The greatest key when its present run began.
+    run_key: i64,
 }
 
 pub(super) fn receiver(tx: &mut Tx<'_, '_>, id: &FlowId) -> Outcome<Option<Receiver>> {
@@ -30,6 +34,7 @@ pub(super) fn receiver(tx: &mut Tx<'_, '_>, id: &FlowId) -> Outcome<Option<Recei
         due_us: row::get(row, 2)?,
         messages: row::get(row, 3)?,
         channels: row::get(row, 4)?,
+        run_key: row::get(row, 5)?,
     }))
 }
 
@@ -61,14 +66,52 @@ pub(super) struct News<'a> {
     pub(super) payload: &'a [u8],
 }
 
-/// Tells the parent of a flow, if it is there and has not ended.
-pub(super) fn tell_parent(tx: &mut Tx<'_, '_>, parent: &Parent, news: &News<'_>, now: Timestamp) -> Outcome<()> {
-    let Some(to) = receiver(tx, &parent.id)?.filter(|to| !to.state.is_final()) else { return Ok(()) };
+/// The parent that hears of a child's end. A flow that was accepted later has the id of the parent, and is another; a
+/// later run did not start the child.
+fn hearer(tx: &mut Tx<'_, '_>, child: i64, parent: &Parent) -> Outcome<Option<Receiver>> {
+    if parent.detached {
+        return Ok(None);
+    }
+    Ok(receiver(tx, &parent.id)?.filter(|to| to.key.max(to.run_key) < child))
+}
+
+/// Tells the parent of a flow how that one has ended, if it is there and may still want to know.
+pub(super) fn tell_parent(
+    tx: &mut Tx<'_, '_>,
+    child: (i64, &FlowId),
+    parent: &Parent,
+    news: &News<'_>,
+    now: Timestamp,
+) -> Outcome<()> {
+    let (child, id) = child;
+    let wants = |to: &Receiver| !to.state.is_final() || to.state == FlowState::Failed;
+    match hearer(tx, child, parent)?.filter(wants) {
+        Some(to) => tell(tx, (parent, id), &to, news, now),
+        None => Ok(()),
+    }
+}
+
+/// Tells a flow that a child was not started, also one whose end it would not hear of.
+pub(super) fn refuse(tx: &mut Tx<'_, '_>, child: &FlowId, parent: &Parent, text: &str, now: Timestamp) -> Outcome<()> {
+    let news = News { outcome: ChildOutcome::Refused, payload: text.as_bytes() };
+    match receiver(tx, &parent.id)? {
+        Some(to) => tell(tx, (parent, child), &to, &news, now),
+        None => Ok(()),
+    }
+}
+
+fn tell(
+    tx: &mut Tx<'_, '_>,
+    (parent, child): (&Parent, &FlowId),
+    to: &Receiver,
+    news: &News<'_>,
+    now: Timestamp,
+) -> Outcome<()> {
     check_room(&parent.id, to.messages)?;
     let channel = Channel::children();
-    let path = parent.path.to_string();
-    insert(tx, slot(to.key, to.messages + 1), &channel, now, Some((news.outcome, &path)), news.payload)?;
-    arrived(tx, &parent.id, &to, &channel, now)
+    let origin = Message::origin(&parent.path, child);
+    insert(tx, slot(to.key, to.messages + 1), &channel, now, Some((news.outcome, &origin)), news.payload)?;
+    arrived(tx, &parent.id, to, &channel, now)
 }
 
 fn check_room(flow: &FlowId, messages: u32) -> Outcome<()> {
@@ -118,6 +161,66 @@ pub(super) fn has_any(tx: &mut Tx<'_, '_>, key: i64, channels: &[Channel]) -> Ou
         }
     }
     Ok(false)
+}
+
+/// Takes back what a child has told its parent of its end.
+pub(super) fn withdraw_end(tx: &mut Tx<'_, '_>, (child, id): (i64, &FlowId), parent: &Parent) -> Outcome<()> {
+    let Some(to) = hearer(tx, child, parent)?.filter(|to| to.messages > 0) else { return Ok(()) };
+    let sql = "DELETE FROM messages INDEXED BY messages_channel WHERE channel = ?3 AND k BETWEEN ?1 AND ?2 \
+        AND outcome IS NOT NULL AND reference = ?4";
+    let channel = Channel::children();
+    let origin = Message::origin(&parent.path, id);
+    let values = params![slot(to.key, 1), slot(to.key, SEQ_LAST), channel.as_str(), origin];
+    tx.conn.prepare_cached(sql)?.execute(values)?;
+    Ok(())
+}
+
+/// Takes out of a failed flow's mailbox the ends of children that it is to hear anew: of the calls that it makes
+/// again, and of those that have failed and are scheduled again, which are returned.
+pub(super) fn withdraw_failures(
+    tx: &mut Tx<'_, '_>,
+    (key, run_key): (i64, i64),
+    id: &FlowId,
+    again: &HashSet<&str>,
+) -> Outcome<BTreeSet<i64>> {
+    let mut failed = BTreeSet::new();
+    let sql = "SELECT k, outcome, reference FROM messages INDEXED BY messages_channel \
+        WHERE channel = ?3 AND k BETWEEN ?1 AND ?2 AND outcome IS NOT NULL";
+    let channel = Channel::children();
+    let range = params![slot(key, 1), slot(key, SEQ_LAST), channel.as_str()];
+    let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+    let told: Vec<(i64, u8, String)> =
+        tx.conn.prepare_cached(sql)?.query_map(range, read)?.collect::<Result<_, _>>()?;
+    if told.is_empty() {
+        return Ok(failed);
+    }
+    // The last child of a call is the one that it waits for.
+    let sql =
+        "SELECT parent_path, key, state, id FROM flows WHERE parent_id = ?1 AND key > ?2 AND detached = 0 ORDER BY key";
+    let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, (row.get(1)?, row.get(2)?, row.get(3)?)));
+    let last: HashMap<String, (i64, u8, String)> =
+        tx.conn.prepare_cached(sql)?.query_map(params![id.as_str(), run_key], read)?.collect::<Result<_, _>>()?;
+    for (k, outcome, origin) in told {
+        let (call, id) = origin.split_once(' ').unwrap_or((&origin, ""));
+        // Without the child, its end is all there is of it.
+        let child = last.get(call).filter(|(_, state, last)| *state == FlowState::Failed.code() && last == id);
+        let child = child.filter(|_| outcome == ChildOutcome::Failed.code() && !again.contains(call));
+        if child.is_some() || again.contains(call) {
+            tx.st.delete_message.execute([k])?;
+        }
+        failed.extend(child.map(|(child, ..)| *child));
+    }
+    Ok(failed)
+}
+
+/// Takes out all ends of children.
+pub(super) fn withdraw_ends(tx: &mut Tx<'_, '_>, key: i64) -> Outcome<()> {
+    let sql = "DELETE FROM messages INDEXED BY messages_channel WHERE channel = ?3 AND k BETWEEN ?1 AND ?2 \
+        AND outcome IS NOT NULL";
+    let channel = Channel::children();
+    let values = params![slot(key, 1), slot(key, SEQ_LAST), channel.as_str()];
+    tx.conn.prepare_cached(sql)?.execute(values)?;
+    Ok(())
 }
 
 /// Takes all messages out; numbers and keys stay used.

@@ -23,6 +23,7 @@ mod run;
 mod schema;
 #[macro_use]
 mod statements;
+mod transact;
 mod upkeep;
 mod wal_watch;
 mod writer;
@@ -38,18 +39,23 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::options::{Durability, SqliteOptions};
 use self::{
     error::{Outcome, stopped},
     read::Reading,
     readers::Readers,
+    transact::Transacted,
     wal_watch::{Poke, WalWatch},
     writer::{Environment, Request, Tx},
 };
+pub use self::{
+    options::{Durability, SqliteOptions},
+    transact::Transaction,
+};
 use crate::{
-    Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, Committed, Count, Cursor, Enqueued, ExecutionLog, Filter,
-    FlowId, FlowPage, FlowRecord, Lease, LeaseState, Limits, Message, NewFlow, NewMessage, PrunePolicy, Record, Result,
-    Retried, Sent, Topic, Watch, WatchHub,
+    Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, Committed, Count, Cursor, Database, Enqueued,
+    ExecutionLog, Feed, Filter, FlowId, FlowPage, FlowRecord, Item, Lease, LeaseState, Limits, Message, NewFlow,
+    NewMessage, PrunePolicy, Record, Result, Retried, Sent, Topic, Watch, WatchHub, Work, WorkResult,
+    log::no_transactions,
 };
 
 /// An [`ExecutionLog`] in an SQLite file.
@@ -139,6 +145,47 @@ impl SqliteExecutionLog {
         self.inner.path.as_deref()
     }
 
+    /// Does some work of yours in a transaction on the log's file: all of it, or nothing when it returns an error or
+    /// panics. When this has returned `Ok(Ok(_))` it is as durable as a commit of the log. To make the tables that
+    /// steps use, for instance.
+    ///
+    /// The work runs on the thread that writes the log, and everything else that is to be written waits for it: keep
+    /// it short. It may be run again when the transaction that it was a part of has failed. See [`Transaction`] for
+    /// what it must leave alone.
+    ///
+    /// # Errors
+    ///
+    /// As the trait's methods; the inner error is that of the work.
+    ///
+    /// # Panics
+    ///
+    /// When the work does.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves open whether the work is done.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// let log = ergon_storage::SqliteExecutionLog::open_in_memory().await?;
+    /// log.transaction(|tx| tx.execute_batch("CREATE TABLE accounts (name TEXT PRIMARY KEY, cents INTEGER) STRICT")).await??;
+    /// let rows = log.transaction(|tx| tx.execute("INSERT INTO accounts VALUES ('ada', 100), ('bob', 0)", [])).await??;
+    /// assert_eq!(rows, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub async fn transaction<T, E, F>(&self, work: F) -> Result<std::result::Result<T, E>>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+        F: Fn(&Transaction<'_>) -> std::result::Result<T, E> + Send + 'static,
+    {
+        let done = self.write(move |tx| transact::transact(tx, &work)).await?;
+        Ok(settled(done))
+    }
+
     async fn start(mut options: SqliteOptions) -> Result<Self> {
         // The readers open the file later, when the working directory may be another. What is no path is refused
         // by the writer.
@@ -190,13 +237,24 @@ impl SqliteExecutionLog {
     }
 }
 
+/// What the work has resulted in; a panic goes on where it was asked for.
+fn settled<T, E>(done: Transacted<T, E>) -> std::result::Result<T, E> {
+    match done {
+        Transacted::Applied(value) => Ok(value),
+        Transacted::Failed(error) => Err(error),
+        Transacted::Panicked(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         drop(self.watch.take());
         drop(self.readers.take());
         // The writer ends when all senders are gone: this is the last.
         drop(mem::replace(&mut self.inbox, mpsc::channel(1).0));
-        if self.writer.take().is_some_and(|writer| writer.join().is_err()) {
+        // The work of a transaction may hold the last handle, and is dropped by the writer itself.
+        let writer = self.writer.take().filter(|writer| writer.thread().id() != thread::current().id());
+        if writer.is_some_and(|writer| writer.join().is_err()) {
             tracing::error!("the writer of the execution log has panicked");
         }
     }
@@ -245,6 +303,21 @@ impl ExecutionLog for SqliteExecutionLog {
         self.write(move |tx| run::commit(tx, &commit)).await
     }
 
+    fn database(&self) -> Option<Database> {
+        Some(Database::Sqlite)
+    }
+
+    async fn transact(&self, lease: &Lease, call: &str, work: Work<'_>) -> Result<WorkResult> {
+        match work {
+            Work::Sqlite(work) => {
+                let (lease, call) = (lease.clone(), call.to_owned());
+                let done = self.write(move |tx| transact::transact_once(tx, &lease, &call, &work)).await?;
+                Ok(settled(done))
+            }
+            work => Err(no_transactions(self.database(), work.database()).with_flow(&lease.flow)),
+        }
+    }
+
     async fn send(&self, message: NewMessage) -> Result<Sent> {
         self.inner.limits.check_message(&message)?;
         self.write(move |tx| mailbox::send(tx, &message)).await
@@ -282,13 +355,19 @@ impl ExecutionLog for SqliteExecutionLog {
         self.read(move |on| read::messages(on, &flow, &channels, after, limit)).await
     }
 
+    async fn items(&self, flow: &FlowId, feed: &Feed, after: u32, limit: usize) -> Result<Vec<Item>> {
+        let (flow, feed) = (flow.clone(), feed.clone());
+        self.read(move |on| read::items(on, &flow, &feed, after, limit)).await
+    }
+
     async fn list(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Result<FlowPage> {
         let filter = filter.clone();
         self.read(move |on| read::list(on, &filter, after, limit)).await
     }
 
-    async fn counts(&self) -> Result<Vec<Count>> {
-        self.read(read::counts).await
+    async fn counts(&self, filter: &Filter) -> Result<Vec<Count>> {
+        let filter = filter.clone();
+        self.read(move |on| read::counts(on, &filter)).await
     }
 
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64> {

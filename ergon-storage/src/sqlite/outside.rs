@@ -1,19 +1,23 @@
 //! What others do to a flow.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Row, params};
 
 use super::{
     error::Outcome,
+    mailbox,
     row::{self, RESULT, slot},
     run::{self, Head},
     statements::KEY_BY_ID,
     writer::Tx,
 };
-use crate::{Cancelled, Error, FlowId, FlowState, Phase, Retried};
+use crate::{Cancelled, Error, FlowId, FlowState, Retried, Timestamp};
 
-fn key(tx: &Tx<'_, '_>, flow: &FlowId) -> Outcome<i64> {
+pub(super) fn key(tx: &Tx<'_, '_>, flow: &FlowId) -> Outcome<i64> {
     let key = tx.conn.prepare_cached(KEY_BY_ID)?.query_row([flow.as_str()], |row| row.get(0)).optional()?;
     Ok(key.ok_or_else(|| Error::not_found(flow))?)
 }
@@ -31,9 +35,9 @@ pub(super) fn cancel(tx: &mut Tx<'_, '_>, flow: &FlowId, reason: &str) -> Outcom
         }
         answer.get_or_insert(Cancelled::Now);
         run::cancel(tx, &head, reason, now)?;
-        let sql = "SELECT key FROM flows WHERE parent_id = ?1 AND detached = 0 AND state NOT IN (4, 5, 6)";
+        let sql = "SELECT key FROM flows WHERE parent_id = ?1 AND key > ?2 AND detached = 0 AND state NOT IN (4, 5, 6)";
         let mut statement = tx.conn.prepare_cached(sql)?;
-        let children = statement.query_map([head.id().as_str()], |row| row.get(0))?;
+        let children = statement.query_map(params![head.id().as_str(), key], |row| row.get(0))?;
         pending.extend(children.collect::<rusqlite::Result<Vec<i64>>>()?);
     }
     Ok(answer.ok_or_else(|| Error::not_found(flow))?)
@@ -42,59 +46,75 @@ pub(super) fn cancel(tx: &mut Tx<'_, '_>, flow: &FlowId, reason: &str) -> Outcom
 pub(super) fn retry(tx: &mut Tx<'_, '_>, flow: &FlowId) -> Outcome<Retried> {
     let now = tx.now();
     let key = key(tx, flow)?;
-    let (state, mut records): (u8, u32) = tx
-        .conn
-        .prepare_cached("SELECT state, records FROM flows WHERE key = ?1")?
-        .query_row([key], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    match FlowState::from_code(state) {
-        Some(FlowState::Failed) => {
-            records = forget_failed_call(tx, key, records)?;
-            tx.conn.prepare_cached("DELETE FROM records WHERE k = ?1")?.execute([slot(key, RESULT)])?;
-        }
-        // A state that this program does not know is left for it to find out about at the next claim.
-        Some(FlowState::Stalled) | None => {}
-        Some(other) => return Ok(Retried::Not(other)),
+    let head = Head::by_key(tx, key)?.ok_or_else(|| Error::not_found(flow))?;
+    match head.state() {
+        FlowState::Failed | FlowState::Stalled => schedule_again(tx, &head, now)?,
+        other => return Ok(Retried::Not(other)),
     }
-    tx.conn
-        .prepare_cached(
-            "UPDATE flows SET state = 1, due_us = ?2, records = ?3, deliveries = 0, finished_us = NULL, \
-             reason = NULL, stalled_by = NULL WHERE key = ?1",
-        )?
-        .execute(params![key, now.as_micros(), records])?;
-    tx.hints.queue = true;
-    tx.hints.flows.push(flow.clone());
     Ok(Retried::Scheduled)
 }
 
-/// Removes the failed outcome at the end of the history, if there is one, with the attempts that led to it, and
-/// returns how many records are left.
-fn forget_failed_call(tx: &Tx<'_, '_>, key: i64, records: u32) -> Outcome<u32> {
-    let last: Option<(u8, Box<str>)> = tx
-        .conn
-        .prepare_cached("SELECT phase, path FROM records WHERE k = ?1")?
-        .query_row([slot(key, records)], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?
-        .filter(|_| records > 0);
-    let Some((_, path)) = last.filter(|(phase, _)| *phase == Phase::Failed.code()) else { return Ok(records) };
-    tx.conn.prepare_cached("DELETE FROM records WHERE k = ?1")?.execute([slot(key, records)])?;
-    let range = params![slot(key, 1), slot(key, records), Phase::Attempt.code(), path];
-    let attempts = tx
-        .conn
-        .prepare_cached("DELETE FROM records WHERE k BETWEEN ?1 AND ?2 AND phase = ?3 AND path = ?4")?
-        .execute(range)?;
-    if attempts > 0 {
-        let mut left = tx.conn.prepare_cached("SELECT k FROM records WHERE k BETWEEN ?1 AND ?2 ORDER BY k")?;
-        let left = left.query_map([slot(key, 1), slot(key, records)], |row| row.get(0))?;
-        let left = left.collect::<rusqlite::Result<Vec<i64>>>()?;
-        let mut renumber = tx.conn.prepare_cached("UPDATE records SET k = ?2 WHERE k = ?1")?;
-        for (old, seq) in left.into_iter().zip(1..) {
-            // Downwards, in the order of the numbers: the place is free.
-            if old != slot(key, seq) {
-                renumber.execute([old, slot(key, seq)])?;
-            }
+/// Schedules a flow that has failed or come to a standstill, and with it the descendants that it would fail of.
+pub(super) fn schedule_again(tx: &mut Tx<'_, '_>, flow: &Head, now: Timestamp) -> Outcome<()> {
+    if let Some(parent) = flow.parent() {
+        mailbox::withdraw_end(tx, (flow.key(), flow.id()), parent)?;
+    }
+    let mut pending = schedule_one_again(tx, flow, now)?;
+    while let Some(key) = pending.pop_last() {
+        if let Some(flow) = Head::by_key(tx, key)? {
+            pending.extend(schedule_one_again(tx, &flow, now)?);
         }
     }
-    Ok(records - 1 - u32::try_from(attempts).unwrap_or(0))
+    Ok(())
+}
+
+/// Schedules a flow, and returns the children that are to be scheduled with it.
+fn schedule_one_again(tx: &mut Tx<'_, '_>, flow: &Head, now: Timestamp) -> Outcome<BTreeSet<i64>> {
+    let key = flow.key();
+    let sql = "SELECT again, deadline_us, start_us FROM flows WHERE key = ?1";
+    let (again, deadline_us, start_us): (Option<String>, Option<i64>, i64) =
+        tx.conn.prepare_cached(sql)?.query_row([key], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let deadline_us =
+        deadline_us.map(|deadline_us| now.as_micros().saturating_add(deadline_us.saturating_sub(start_us)));
+    let again: HashSet<&str> = again.iter().flat_map(|again| again.split(' ')).collect();
+    let failed = match flow.state() {
+        FlowState::Failed => mailbox::withdraw_failures(tx, (key, flow.run_key()), flow.id(), &again)?,
+        _ => BTreeSet::new(),
+    };
+    let records = if again.is_empty() { flow.records() } else { forget_calls(tx, key, flow.records(), &again)? };
+    tx.conn.prepare_cached("DELETE FROM records WHERE k = ?1")?.execute([slot(key, RESULT)])?;
+    tx.conn
+        .prepare_cached(
+            "UPDATE flows SET state = 1, due_us = ?2, records = ?3, deliveries = 0, finished_us = NULL, \
+             reason = NULL, stalled_by = NULL, again = NULL, deadline_us = ?4 WHERE key = ?1",
+        )?
+        .execute(params![key, now.as_micros(), records, deadline_us])?;
+    tx.hints.queue = true;
+    tx.hints.flows.push(flow.id().clone());
+    Ok(failed)
+}
+
+/// Removes the records of these calls, and returns how many are left.
+fn forget_calls(tx: &Tx<'_, '_>, key: i64, records: u32, paths: &HashSet<&str>) -> Outcome<u32> {
+    let mut all = tx.conn.prepare_cached("SELECT k, path FROM records WHERE k BETWEEN ?1 AND ?2 ORDER BY k")?;
+    let goes = |row: &Row<'_>| Ok((row.get(0)?, paths.contains(row.get_ref(1)?.as_str()?)));
+    let all = all.query_map([slot(key, 1), slot(key, records)], goes)?;
+    let all = all.collect::<rusqlite::Result<Vec<(i64, bool)>>>()?;
+    let mut forget = tx.conn.prepare_cached("DELETE FROM records WHERE k = ?1")?;
+    let mut renumber = tx.conn.prepare_cached("UPDATE records SET k = ?2 WHERE k = ?1")?;
+    let mut left = 0;
+    for (old, goes) in all {
+        if goes {
+            forget.execute([old])?;
+            continue;
+        }
+        left += 1;
+        // Downwards, in the order of the numbers: the place is free.
+        if old != slot(key, left) {
+            renumber.execute([old, slot(key, left)])?;
+        }
+    }
+    Ok(left)
 }
 
 pub(super) fn reoffer(tx: &mut Tx<'_, '_>, types: &[(Arc<str>, u32)], build: &str) -> Outcome<u64> {

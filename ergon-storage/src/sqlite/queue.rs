@@ -13,8 +13,8 @@ use super::{
     writer::Tx,
 };
 use crate::{
-    ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Enqueued, Error, FlowId, FlowState, Lease, LeaseState, NewFlow,
-    Record, Timestamp, Wake,
+    ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Enqueued, Error, FlowId, FlowState, Labels, Lease, LeaseState,
+    NewFlow, Record, Timestamp, Wake,
 };
 
 /// Up to how many due flows of a lane are looked up at once when several lanes are merged.
@@ -55,15 +55,34 @@ pub(super) fn insert(
         parent.map(|parent| parent.path.to_string()),
         parent.is_some_and(|parent| parent.detached),
         now.as_micros(),
+        (!flow.labels.is_empty()).then(|| flow.labels.to_lines()),
     ])?;
     if inserted == 0 {
         return Ok(false);
     }
+    index_labels(tx, key, &flow.labels)?;
     tx.st.insert_payload.execute(params![slot(key, INPUT), &flow.input[..]])?;
     // Also for one that is not due yet: whoever waits may have been told a later instant.
     tx.hints.queue = true;
     tx.hints.flows.push(flow.id.clone());
     Ok(true)
+}
+
+/// Makes a flow known by its labels.
+fn index_labels(tx: &Tx<'_, '_>, key: i64, labels: &Labels) -> Outcome<()> {
+    for (name, value) in labels.iter() {
+        let sql = "INSERT INTO flow_labels (flow, name, value) VALUES (?1, ?2, ?3)";
+        tx.conn.prepare_cached(sql)?.execute(params![key, name, value])?;
+    }
+    Ok(())
+}
+
+/// Gives a flow these labels and no others.
+pub(super) fn set_labels(tx: &Tx<'_, '_>, key: i64, labels: &Labels) -> Outcome<()> {
+    let lines = (!labels.is_empty()).then(|| labels.to_lines());
+    tx.conn.prepare_cached("UPDATE flows SET labels = ?2 WHERE key = ?1")?.execute(params![key, lines])?;
+    tx.conn.prepare_cached("DELETE FROM flow_labels WHERE flow = ?1")?.execute([key])?;
+    index_labels(tx, key, labels)
 }
 
 /// The lane of a new flow, made if it is the first in it.
@@ -79,22 +98,23 @@ fn lane(tx: &mut Tx<'_, '_>, flow: &NewFlow) -> Outcome<i64> {
 }
 
 /// What is known of a flow whose id was asked for again.
-pub(super) struct Taken {
+struct Taken {
     flow_type: Box<str>,
-    /// The id and path of its parent.
-    pub(super) parent: Option<(Box<str>, Box<str>)>,
+    version: u32,
     input: Bytes,
 }
 
-pub(super) fn taken(tx: &mut Tx<'_, '_>, id: &FlowId) -> Outcome<Taken> {
+fn taken(tx: &mut Tx<'_, '_>, id: &FlowId) -> Outcome<Taken> {
     let mut rows = tx.st.taken.query([id.as_str()])?;
     let row = rows.next()?.ok_or_else(|| Fault::Unreadable(format!("flow {id:?} is there and is not")))?;
-    let parent: (Option<Box<str>>, Option<Box<str>>) = (row::get(row, 1)?, row::get(row, 2)?);
-    Ok(Taken {
-        flow_type: tx.lanes.get(tx.conn, row::get(row, 0)?)?.flow_type.as_ref().into(),
-        parent: parent.0.zip(parent.1),
-        input: row::bytes(row, 3)?,
-    })
+    let lane = tx.lanes.get(tx.conn, row::get(row, 0)?)?;
+    Ok(Taken { flow_type: lane.flow_type.as_ref().into(), version: lane.version, input: row::bytes(row, 1)? })
+}
+
+/// True when the flow with this id is the one that a call asks for.
+pub(super) fn is_what_is_wanted(tx: &mut Tx<'_, '_>, wanted: &NewFlow) -> Outcome<bool> {
+    let taken = taken(tx, &wanted.id)?;
+    Ok(*taken.flow_type == *wanted.flow_type && taken.version == wanted.version && taken.input == wanted.input)
 }
 
 pub(super) fn claim(tx: &mut Tx<'_, '_>, request: &ClaimRequest) -> Outcome<Claimed> {

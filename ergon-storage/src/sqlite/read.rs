@@ -1,6 +1,6 @@
 //! Answers to questions; nothing here changes the log.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter, types::Value};
 
@@ -8,10 +8,11 @@ use super::{
     error::{Fault, Outcome},
     lanes::Lanes,
     row::{self, INPUT, RESULT, SEQ_LAST, slot},
-    statements::{CHANNEL_MESSAGES, FLOW_BY_ID, FLOWS, KEY_BY_ID, MESSAGES, PAYLOAD, RECORDS},
+    statements::{CHANNEL_MESSAGES, FLOW_BY_ID, FLOW_COLUMNS, ITEMS, KEY_BY_ID, MESSAGES, PAYLOAD, RECORDS},
 };
 use crate::{
-    Channel, Count, Cursor, Error, Filter, FlowId, FlowPage, FlowRecord, FlowState, Message, Record, Timestamp,
+    Channel, Count, Cursor, Error, Feed, Filter, FlowId, FlowPage, FlowRecord, FlowState, Item, Message, Record,
+    Timestamp,
 };
 
 /// A connection to read with, within a read transaction.
@@ -92,13 +93,59 @@ pub(super) fn messages(
     Ok(messages)
 }
 
-pub(super) fn list(on: &mut Reading<'_>, filter: &Filter, after: Option<Cursor>, limit: usize) -> Outcome<FlowPage> {
-    let after = after.map_or(0, |cursor| i64::try_from(cursor.number()).unwrap_or(i64::MAX));
-    let mut sql = format!("{FLOWS} WHERE key > ?1");
+pub(super) fn items(on: &Reading<'_>, id: &FlowId, feed: &Feed, after: u32, limit: usize) -> Outcome<Vec<Item>> {
+    let key = key(on, id)?;
+    let rows_max = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut statement = on.conn.prepare_cached(ITEMS)?;
+    let mut rows = statement.query(params![key, feed.as_str(), after, rows_max])?;
+    let mut items = Vec::new();
+    while let Some(row) = rows.next()? {
+        items.push(row::item(row)?);
+    }
+    Ok(items)
+}
+
+/// What selects the flows of a filter after a key: all that follows on the columns, and its values.
+fn select(on: &mut Reading<'_>, filter: &Filter, after: i64) -> Outcome<(String, Vec<Value>)> {
     let mut values = vec![Value::from(after)];
+    let mut bind = |value: Value| {
+        values.push(value);
+        values.len()
+    };
+    let mut labels = filter.labels.iter();
+    let mut sql = match labels.next() {
+        // In the order of the keys as it is, and of flows with this label alone.
+        Some((name, value)) => {
+            let (name, value) = (bind(name.to_string().into()), bind(value.to_string().into()));
+            format!(
+                " FROM flow_labels CROSS JOIN flows ON key = flow_labels.flow \
+                 WHERE flow_labels.name = ?{name} AND flow_labels.value = ?{value} AND flow_labels.flow > ?1"
+            )
+        }
+        None => " FROM flows WHERE key > ?1".to_owned(),
+    };
+    for (name, value) in labels {
+        let (name, value) = (bind(name.to_string().into()), bind(value.to_string().into()));
+        _ = write!(
+            sql,
+            " AND EXISTS (SELECT 1 FROM flow_labels l WHERE l.flow = key AND l.name = ?{name} AND l.value = ?{value})"
+        );
+    }
     if let Some(parent) = &filter.parent {
-        sql.push_str(" AND parent_id = ?2");
-        values.push(parent.as_str().to_owned().into());
+        _ = write!(sql, " AND parent_id = ?{}", bind(parent.as_str().to_owned().into()));
+    }
+    if let Some(text) = &filter.reason {
+        _ = write!(sql, " AND instr(reason, ?{}) > 0", bind(text.to_string().into()));
+    }
+    for (column, compared, at) in [
+        ("created_us", ">=", filter.created_from),
+        ("created_us", "<", filter.created_before),
+        ("finished_us", ">=", filter.finished_from),
+        ("finished_us", "<", filter.finished_before),
+    ] {
+        if let Some(at) = at {
+            _ = write!(sql, " AND {column} {compared} ?{}", bind(at.as_micros().into()));
+        }
     }
     if !filter.states.is_empty() {
         add_in(&mut sql, "state", filter.states.iter().map(|state| i64::from(state.code())));
@@ -111,7 +158,14 @@ pub(super) fn list(on: &mut Reading<'_>, filter: &Filter, after: Option<Cursor>,
         });
         add_in(&mut sql, "lane", lanes.into_iter());
     }
-    sql.push_str(" ORDER BY key");
+    Ok((sql, values))
+}
+
+pub(super) fn list(on: &mut Reading<'_>, filter: &Filter, after: Option<Cursor>, limit: usize) -> Outcome<FlowPage> {
+    let after = after.map_or(0, |cursor| i64::try_from(cursor.number()).unwrap_or(i64::MAX));
+    let (selected, values) = select(on, filter, after)?;
+    let order = if filter.labels.is_empty() { "key" } else { "flow_labels.flow" };
+    let sql = format!("{FLOW_COLUMNS}{selected} ORDER BY {order}");
 
     let mut statement = on.conn.prepare_cached(&sql)?;
     let mut rows = statement.query(params_from_iter(values))?;
@@ -141,10 +195,13 @@ pub(super) fn add_in(sql: &mut String, column: &str, values: impl Iterator<Item 
     sql.extend([" AND ", column, " IN (", &values.join(", "), ")"]);
 }
 
-pub(super) fn counts(on: &mut Reading<'_>) -> Outcome<Vec<Count>> {
-    let sql = "SELECT lane, state, count(*), min(CASE WHEN state = 1 THEN due_us END) FROM flows GROUP BY lane, state";
-    let mut statement = on.conn.prepare_cached(sql)?;
-    let mut rows = statement.query([])?;
+pub(super) fn counts(on: &mut Reading<'_>, filter: &Filter) -> Outcome<Vec<Count>> {
+    let (selected, values) = select(on, filter, 0)?;
+    let sql = format!(
+        "SELECT lane, state, count(*), min(CASE WHEN state = 1 THEN due_us END){selected} GROUP BY lane, state"
+    );
+    let mut statement = on.conn.prepare_cached(&sql)?;
+    let mut rows = statement.query(params_from_iter(values))?;
     let mut counts = BTreeMap::new();
     while let Some(row) = rows.next()? {
         // Lanes differ in their priority too.

@@ -10,22 +10,24 @@ use super::{
     lanes::Lanes,
 };
 use crate::{
-    CallKind, CallPath, Channel, ChildOutcome, FlowId, FlowInfo, FlowState, Message, Parent, Phase, Record, Timestamp,
-    Wake,
+    CallKind, CallPath, Channel, ChildOutcome, FlowId, FlowInfo, FlowState, Item, Labels, Message, Parent, Phase,
+    Record, Timestamp, Wake,
 };
 
 /// How many of the low bits of a record's or message's key are its number; the others are its flow's key.
 const SEQ_BITS: u32 = 24;
 /// The greatest number within a flow; as a record's number it is where the result is kept.
 pub(super) const SEQ_LAST: u32 = (1 << SEQ_BITS) - 1;
-/// Where the input is kept among the records.
+/// Where the input of the present run is kept among the records.
 pub(super) const INPUT: u32 = 0;
+/// Where the input that the flow was accepted with is kept among the records, once it has begun again with another.
+pub(super) const ACCEPTED: u32 = SEQ_LAST - 1;
 /// Where the result is kept among the records: after the last one there can be.
 pub(super) const RESULT: u32 = SEQ_LAST;
 /// The greatest key of a flow, with which a record's key still is positive.
 pub(super) const KEY_MAX: i64 = (1 << (63 - SEQ_BITS)) - 1;
 
-const _: () = assert!(Record::SEQ_MAX < RESULT);
+const _: () = assert!(Record::SEQ_MAX < ACCEPTED && ACCEPTED < RESULT);
 
 /// The key of a flow's record or message.
 pub(super) fn slot(key: i64, seq: u32) -> i64 {
@@ -118,8 +120,11 @@ pub(super) fn flow(row: &Row<'_>, conn: &Connection, lanes: &mut Lanes) -> Outco
         deliveries: get(row, 7)?,
         deadline_at: instant_opt(row, 9)?,
         parent: parent(row, 10)?,
+        labels: get::<Option<Box<str>>>(row, 22)?.map(|lines| Labels::from_lines(&lines)).unwrap_or_default(),
         created_at: instant(row, 13)?,
         start_at: instant(row, 14)?,
+        run: get(row, 21)?,
+        emitted: get(row, 23)?,
         started_at: instant_opt(row, 15)?,
         finished_at: instant_opt(row, 16)?,
         worker: get(row, 17)?,
@@ -155,6 +160,20 @@ pub(super) fn message(row: &Row<'_>) -> Outcome<Message> {
     let Some(code) = get::<Option<u8>>(row, 3)? else { return Ok(message) };
     let outcome = ChildOutcome::from_code(code).ok_or_else(|| unknown("child outcome", code))?;
     Ok(message.with_child(outcome, text(row, 4)?))
+}
+
+/// Reads the columns of `ITEMS`.
+pub(super) fn item(row: &Row<'_>) -> Outcome<Item> {
+    let call = if row.get_ref(4)? == rusqlite::types::ValueRef::Null { None } else { Some(path(row, 4)?) };
+    Ok(Item {
+        seq: get(row, 0)?,
+        at: instant(row, 1)?,
+        run: get(row, 2)?,
+        epoch: get::<i64>(row, 3)?.cast_unsigned(),
+        call,
+        attempt: get(row, 5)?,
+        payload: bytes(row, 6)?,
+    })
 }
 
 /// Channels as one text: their names on a line each, with a backslash and a line break inside a name escaped.

@@ -1,17 +1,20 @@
 //! A running flow's steps forward.
 
-use rusqlite::params;
+use std::collections::HashMap;
+
+use rusqlite::{OptionalExtension, params};
 
 use super::{
     error::Outcome,
     mailbox::{self, News},
-    queue,
-    row::{self, RESULT, slot},
+    outside, queue,
+    row::{self, ACCEPTED, INPUT, RESULT, slot},
+    upkeep,
     writer::Tx,
 };
 use crate::{
-    ChildOutcome, Commit, Committed, Error, ErrorKind, FlowId, FlowState, NewFlow, Next, Parent, Record, Timestamp,
-    Wake,
+    CallPath, ChildOutcome, Commit, Committed, Error, ErrorKind, FlowId, FlowState, Keep, NewFlow, Next, Parent,
+    Record, Timestamp, Wake,
 };
 
 pub(super) fn commit(tx: &mut Tx<'_, '_>, commit: &Commit) -> Outcome<Committed> {
@@ -31,28 +34,51 @@ pub(super) fn commit(tx: &mut Tx<'_, '_>, commit: &Commit) -> Outcome<Committed>
     let instants = children.map(|child| child.check(now, tx.limits)).collect::<Result<Vec<_>, Error>>()?;
 
     // From here on nothing is refused.
-    write_records(tx, head.key, &commit.records)?;
+    if !matches!(commit.next, Next::Continue { .. }) {
+        write_records(tx, head.key, &commit.records)?;
+    }
     for seq in &commit.consumed {
         consume(tx, head.key, *seq)?;
     }
+    if let Some(labels) = &commit.labels {
+        queue::set_labels(tx, head.key, labels)?;
+    }
+    emit(tx, &head, commit)?;
     for (child, instants) in commit.children.iter().zip(instants) {
-        start_child(tx, child, instants, now)?;
+        start_child(tx, head.run_key(), child, instants, now)?;
     }
     go_on(tx, &head, commit, now)
 }
 
-/// The common case with the fewest statements: records, and on. False, with nothing written, when it is another
-/// case or is to be refused.
+/// The common cases with the fewest statements: records, and on, or to the end of a flow that nobody waits for and
+/// that has received nothing. False, with nothing written, when it is another case or is to be refused.
 fn step(tx: &mut Tx<'_, '_>, commit: &Commit) -> Outcome<bool> {
-    let Commit { lease, number, records, consumed, children, next: Next::Run } = commit else { return Ok(false) };
+    let Commit { lease, number, records, consumed, children, labels, items, emitted, next } = commit;
+    let result = match next {
+        Next::Run => None,
+        Next::Complete { result } => Some(result),
+        _ => return Ok(false),
+    };
     let Some(before) = records.first().and_then(|record| record.seq.checked_sub(1)) else { return Ok(false) };
-    if !children.is_empty() || *number == 0 || !follow(records, before) {
+    let tells = !items.is_empty() || emitted.is_some() || labels.is_some();
+    if !children.is_empty() || tells || *number == 0 || !follow(records, before) {
         return Ok(false);
     }
     let after = records[records.len() - 1].seq;
     let (key, epoch) = (lease.key.cast_signed(), lease.epoch.cast_signed());
-    if tx.st.step.execute(params![key, lease.flow.as_str(), epoch, number, before, after])? == 0 {
+    let id = lease.flow.as_str();
+    let changed = if result.is_some() {
+        let now = tx.now().as_micros();
+        tx.st.complete.execute(params![key, id, epoch, number, before, after, now])?
+    } else {
+        tx.st.step.execute(params![key, id, epoch, number, before, after])?
+    };
+    if changed == 0 {
         return Ok(false);
+    }
+    if let Some(result) = result {
+        tx.hints.flows.push(lease.flow.clone());
+        keep_result(tx, key, result)?;
     }
     write_records(tx, key, records)?;
     for seq in consumed {
@@ -105,6 +131,35 @@ fn decimal(mut number: u32, digits: &mut [u8; 10]) -> &str {
     }
 }
 
+/// Adds items to the flow's feeds.
+fn emit(tx: &mut Tx<'_, '_>, head: &Head, commit: &Commit) -> Outcome<()> {
+    let key = head.key;
+    let mut last: HashMap<&str, u32> = HashMap::new();
+    for item in &commit.items {
+        let feed = item.feed.as_str();
+        let known = match last.get(feed) {
+            Some(seq) => *seq,
+            None => tx.st.item_last.query_row(params![key, feed], |row| row.get::<_, Option<u32>>(0))?.unwrap_or(0),
+        };
+        let seq = known + 1;
+        last.insert(feed, seq);
+        let path = item.call.as_ref().map(CallPath::to_string);
+        let at = item.at.as_micros();
+        let values = params![key, feed, seq, at, head.epoch, path, item.attempt, &item.payload[..]];
+        tx.st.insert_item.execute(values)?;
+        if item.keep == Keep::Last {
+            tx.st.delete_items.execute(params![key, feed, seq])?;
+        }
+    }
+    if let Some(emitted) = commit.emitted {
+        tx.st.emitted.execute(params![key, emitted])?;
+    }
+    if !commit.items.is_empty() {
+        tx.hints.flows.push(head.id.clone());
+    }
+    Ok(())
+}
+
 /// Takes a message out; one that is not there is passed over.
 fn consume(tx: &mut Tx<'_, '_>, key: i64, seq: u32) -> Outcome<()> {
     if (1..=row::SEQ_LAST).contains(&seq) {
@@ -115,6 +170,7 @@ fn consume(tx: &mut Tx<'_, '_>, key: i64, seq: u32) -> Outcome<()> {
 
 fn start_child(
     tx: &mut Tx<'_, '_>,
+    run_key: i64,
     child: &NewFlow,
     instants: (Timestamp, Option<Timestamp>),
     now: Timestamp,
@@ -123,13 +179,50 @@ fn start_child(
         return Ok(());
     }
     let Some(wanted) = &child.parent else { return Ok(()) };
-    let taken = queue::taken(tx, &child.id)?.parent;
-    let path = wanted.path.to_string();
-    if taken.is_some_and(|(id, taken_path)| *id == *wanted.id.as_str() && *taken_path == *path) {
-        return Ok(());
-    }
-    let text = format!("the id {:?} belongs to a flow that this call did not start", child.id);
-    mailbox::tell_parent(tx, wanted, &News { outcome: ChildOutcome::Refused, payload: text.as_bytes() }, now)
+    let key = outside::key(tx, &child.id)?;
+    let taken = Head::by_key(tx, key)?.ok_or_else(|| Error::not_found(&child.id))?;
+    let started_by = taken.parent.as_ref().filter(|has| has.id == wanted.id && has.path == wanted.path);
+    let owner = if let Some(started_by) = started_by {
+        if key > run_key && queue::is_what_is_wanted(tx, child)? {
+            return if wanted.detached { Ok(()) } else { resume_child(tx, &taken, now) };
+        } else if taken.state.is_final() {
+            mailbox::withdraw_end(tx, (key, &child.id), started_by)?;
+            upkeep::forget(tx, key)?;
+            queue::insert(tx, child, instants, now)?;
+            return Ok(());
+        } else if key > run_key {
+            "this call's child, which has not ended and runs with another value"
+        } else {
+            "a child of an earlier flow or run that has not ended"
+        }
+    } else {
+        "a flow that this call did not start"
+    };
+    mailbox::refuse(tx, &child.id, wanted, &format!("the id {:?} belongs to {owner}", child.id), now)
+}
+
+/// A call that has started a child is made again.
+fn resume_child(tx: &mut Tx<'_, '_>, child: &Head, now: Timestamp) -> Outcome<()> {
+    let Some(parent) = &child.parent else { return Ok(()) };
+    let (outcome, payload) = match child.state {
+        FlowState::Failed => return outside::schedule_again(tx, child, now),
+        FlowState::Completed => {
+            let sql = "SELECT payload FROM records WHERE k = ?1";
+            let mut statement = tx.conn.prepare_cached(sql)?;
+            let result: Option<Vec<u8>> =
+                statement.query_row([slot(child.key, RESULT)], |row| row.get(0)).optional()?;
+            (ChildOutcome::Completed, result.unwrap_or_default())
+        }
+        FlowState::Cancelled => {
+            let mut statement = tx.conn.prepare_cached("SELECT reason FROM flows WHERE key = ?1")?;
+            let reason: Option<String> = statement.query_row([child.key], |row| row.get(0))?;
+            (ChildOutcome::Cancelled, reason.unwrap_or_default().into_bytes())
+        }
+        _ => return Ok(()),
+    };
+    // It may have told it before, while its parent had failed.
+    mailbox::withdraw_end(tx, (child.key, &child.id), parent)?;
+    mailbox::tell_parent(tx, (child.key, &child.id), parent, &News { outcome, payload: &payload }, now)
 }
 
 /// A flow as a commit finds it.
@@ -145,6 +238,7 @@ pub(super) struct Head {
     messages: u32,
     deadline_at: Option<Timestamp>,
     parent: Option<Parent>,
+    run_key: i64,
 }
 
 impl Head {
@@ -169,6 +263,7 @@ impl Head {
             messages: row::get(row, 7)?,
             deadline_at: row::instant_opt(row, 8)?,
             parent: row::parent(row, 9)?,
+            run_key: row::get(row, 12)?,
         }))
     }
 
@@ -178,6 +273,27 @@ impl Head {
 
     pub(super) fn id(&self) -> &FlowId {
         &self.id
+    }
+
+    pub(super) fn epoch(&self) -> i64 {
+        self.epoch
+    }
+
+    pub(super) fn key(&self) -> i64 {
+        self.key
+    }
+
+    /// The flow's own key, or the greatest that there was when its present run began: what it starts has a greater one.
+    pub(super) fn run_key(&self) -> i64 {
+        self.run_key.max(self.key)
+    }
+
+    pub(super) fn records(&self) -> u32 {
+        self.records
+    }
+
+    pub(super) fn parent(&self) -> Option<&Parent> {
+        self.parent.as_ref()
     }
 
     fn check(&self, commit: &Commit) -> Outcome<()> {
@@ -221,11 +337,17 @@ fn go_on(tx: &mut Tx<'_, '_>, head: &Head, commit: &Commit, now: Timestamp) -> O
             end(tx, head, FlowState::Completed, None, &news, &progress, now)?;
             keep_result(tx, head.key, result)?;
         }
-        Next::Fail { error, reason } => {
+        Next::Fail { error, reason, again } => {
             let news = News { outcome: ChildOutcome::Failed, payload: error };
             end(tx, head, FlowState::Failed, Some(reason), &news, &progress, now)?;
             keep_result(tx, head.key, error)?;
+            if !again.is_empty() {
+                let again = again.iter().map(CallPath::to_string).collect::<Vec<_>>().join(" ");
+                let mut statement = tx.conn.prepare_cached("UPDATE flows SET again = ?2 WHERE key = ?1")?;
+                statement.execute(params![head.key, again])?;
+            }
         }
+        Next::Continue { input } => begin_again(tx, head, input, commit.number, now)?,
         Next::Stall { reason, build } => {
             let values = params![head.key, progress.number, records, deliveries, &**reason, &**build];
             tx.st.stall_by_build.execute(values)?;
@@ -257,6 +379,26 @@ fn suspend(tx: &mut Tx<'_, '_>, head: &Head, wake: &Wake, progress: &Progress, n
     Ok(Committed::Suspended)
 }
 
+/// Empties the history and puts the flow on the queue again, with another input.
+fn begin_again(tx: &mut Tx<'_, '_>, head: &Head, input: &[u8], number: u32, now: Timestamp) -> Outcome<()> {
+    let key = head.key;
+    // The first time, the input that it was accepted with is kept apart.
+    let sql = "INSERT OR IGNORE INTO records (k, payload) SELECT ?2, payload FROM records WHERE k = ?1";
+    tx.conn.prepare_cached(sql)?.execute([slot(key, INPUT), slot(key, ACCEPTED)])?;
+    tx.st.insert_payload.execute(params![slot(key, INPUT), input])?;
+    let sql = "DELETE FROM records WHERE k BETWEEN ?1 AND ?2";
+    tx.conn.prepare_cached(sql)?.execute([slot(key, 1), slot(key, Record::SEQ_MAX)])?;
+    tx.conn.prepare_cached("DELETE FROM effects WHERE flow = ?1")?.execute([key])?;
+    mailbox::withdraw_ends(tx, key)?;
+    let sql = "UPDATE flows SET state = 1, due_us = ?2, owner = NULL, commit_number = ?3, commit_answer = 0, records = 0, \
+        deliveries = 0, started_us = NULL, worker = NULL, emitted = 0, run = run + 1, run_key = (SELECT max(key) FROM flows) \
+        WHERE key = ?1";
+    tx.conn.prepare_cached(sql)?.execute(params![key, now.as_micros(), number])?;
+    tx.hints.queue = true;
+    tx.hints.flows.push(head.id.clone());
+    Ok(())
+}
+
 /// The bookkeeping of a commit.
 struct Progress {
     number: u32,
@@ -280,13 +422,14 @@ fn end(
     let code = state.code();
     tx.st.end.execute(params![head.key, code, number, records, deliveries, now.as_micros(), reason])?;
     tx.hints.flows.push(head.id.clone());
-    // Most flows never receive a message; a child that was refused in this commit has sent one.
-    if head.messages > 0 || progress.children {
+    // Most flows never receive a message; a child that was refused in this commit has sent one. A failed flow may go
+    // on, and finds its messages where they were.
+    if (head.messages > 0 || progress.children) && state != FlowState::Failed {
         mailbox::clear(tx, head.key)?;
     }
     match &head.parent {
-        Some(parent) if !parent.detached => mailbox::tell_parent(tx, parent, news, now),
-        _ => Ok(()),
+        Some(parent) => mailbox::tell_parent(tx, (head.key, &head.id), parent, news, now),
+        None => Ok(()),
     }
 }
 

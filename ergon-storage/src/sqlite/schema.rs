@@ -12,6 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 use super::{
     error::from_sqlite,
     options::{Create, Durability},
+    transact,
 };
 use crate::{Error, ErrorKind, Result};
 
@@ -78,7 +79,7 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX flows_stalled ON flows (lane) WHERE state = 7;
     CREATE INDEX flows_owner ON flows (owner) WHERE owner IS NOT NULL;
 
-    -- Number 0 is the flow's input, the last number its result.
+    -- Number 0 is the input of the flow's present run, the last number its result.
     CREATE TABLE records (
         k INTEGER PRIMARY KEY,
         at_us INTEGER NOT NULL DEFAULT 0,
@@ -108,6 +109,48 @@ const MIGRATIONS: &[&str] = &[
         flow INTEGER NOT NULL,
         key TEXT NOT NULL,
         PRIMARY KEY (flow, key)
+    ) STRICT, WITHOUT ROWID;",
+    // 2.
+    "-- The paths of the calls that a retry makes again, with spaces between; null unless failed.
+    ALTER TABLE flows ADD COLUMN again TEXT;
+    -- The number of the present run, and the greatest key that there was when it began: its children have greater ones.
+    ALTER TABLE flows ADD COLUMN run INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE flows ADD COLUMN run_key INTEGER NOT NULL DEFAULT 0;
+    -- How many items the flow's own code has emitted in its present run.
+    ALTER TABLE flows ADD COLUMN emitted INTEGER NOT NULL DEFAULT 0;
+
+    -- What flows tell of themselves.
+    CREATE TABLE items (
+        flow INTEGER NOT NULL,
+        feed TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        at_us INTEGER NOT NULL,
+        run INTEGER NOT NULL,
+        epoch INTEGER NOT NULL,
+        -- The step whose body emitted it; null for the flow's own code.
+        path TEXT,
+        attempt INTEGER NOT NULL,
+        payload BLOB NOT NULL,
+        PRIMARY KEY (flow, feed, seq)
+    ) STRICT, WITHOUT ROWID;
+
+    -- As lines of name=value; null when there are none. Again in a table of their own, to look flows up by: it is
+    -- touched by flows alone that have labels.
+    ALTER TABLE flows ADD COLUMN labels TEXT;
+    CREATE TABLE flow_labels (
+        flow INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        value TEXT NOT NULL,
+        PRIMARY KEY (flow, name)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX flow_labels_value ON flow_labels (name, value, flow);
+
+    -- What the user's own transactions have resulted in, by the call that made them.
+    CREATE TABLE effects (
+        flow INTEGER NOT NULL,
+        call TEXT NOT NULL,
+        outcome BLOB NOT NULL,
+        PRIMARY KEY (flow, call)
     ) STRICT, WITHOUT ROWID;",
 ];
 
@@ -145,6 +188,7 @@ pub(super) fn open_writer(path: &Path, create: Create, busy: Duration, durabilit
     write_ahead(&conn, busy).map_err(failed)?;
     wait_often(&mut conn, busy).map_err(failed)?;
     configure(&conn, durability).map_err(failed)?;
+    transact::guard(&mut conn).map_err(failed)?;
     migrate(&mut conn, path)?;
     Ok(conn)
 }
@@ -154,6 +198,7 @@ pub(super) fn open_in_memory() -> Result<Connection> {
     let failed = |error| from_sqlite("a log in memory could not be opened", error);
     let mut conn = Connection::open_in_memory().map_err(failed)?;
     configure(&conn, Durability::Normal).map_err(failed)?;
+    transact::guard(&mut conn).map_err(failed)?;
     migrate(&mut conn, Path::new(":memory:"))?;
     Ok(conn)
 }
@@ -310,6 +355,32 @@ mod tests {
         let values = vec![1_i64; parameters];
         let rows = statement.query_map(rusqlite::params_from_iter(values), |row| row.get::<_, String>(3)).unwrap();
         rows.collect::<rusqlite::Result<Vec<_>>>().unwrap().join("; ")
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_version_is_brought_up() {
+        let folder = tempfile::tempdir().unwrap();
+        for (known, _) in MIGRATIONS.iter().enumerate().skip(1) {
+            let path = folder.path().join(format!("version-{known}.db"));
+            let conn = Connection::open(&path).unwrap();
+            for migration in &MIGRATIONS[..known] {
+                conn.execute_batch(migration).unwrap();
+            }
+            conn.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+            conn.pragma_update(None, "user_version", i32::try_from(known).unwrap()).unwrap();
+            drop(conn);
+            let conn = open_writer(&path, Create::Never, Duration::from_secs(1), Durability::Normal).unwrap();
+            let tables = |conn: &Connection| {
+                let sql = "SELECT name || ': ' || group_concat(columns) FROM (SELECT t.name, c.name AS columns FROM \
+                    sqlite_schema t, pragma_table_info(t.name) c WHERE t.type = 'table' ORDER BY t.name, c.name) \
+                    GROUP BY name";
+                let mut statement = conn.prepare(sql).unwrap();
+                let rows = statement.query_map([], |row| row.get::<_, String>(0)).unwrap();
+                rows.collect::<rusqlite::Result<Vec<_>>>().unwrap()
+            };
+            assert_eq!(tables(&conn), tables(&open_in_memory().unwrap()));
+            super::super::statements::Statements::prepare(&conn).unwrap();
+        }
     }
 
     #[test]

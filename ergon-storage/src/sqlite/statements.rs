@@ -1,6 +1,6 @@
 //! Every statement of the hot paths, prepared once and held for the life of the writing connection.
 
-use rusqlite::{Connection, Statement};
+use rusqlite::{Connection, PrepFlags, Statement};
 
 macro_rules! statements {
     ($($(#[$doc:meta])* $name:ident: $sql:expr;)*) => {
@@ -11,17 +11,28 @@ macro_rules! statements {
 
         impl<'c> Statements<'c> {
             pub(super) fn prepare(conn: &'c Connection) -> rusqlite::Result<Self> {
-                Ok(Self { $($name: conn.prepare($sql)?,)* })
+                // SQLite keeps what lives for long out of the memory that it hands out fastest.
+                let prepare = |sql| conn.prepare_with_flags(sql, PrepFlags::SQLITE_PREPARE_PERSISTENT);
+                Ok(Self { $($name: prepare($sql)?,)* })
             }
         }
     };
 }
 
+/// [`ACCEPTED`](super::row::ACCEPTED), for a statement.
+macro_rules! accepted {
+    () => {
+        16_777_214
+    };
+}
+const _: () = assert!(super::row::ACCEPTED == accepted!());
+
 /// The columns of a flow that [`row::flow`](super::row::flow) reads, in its order.
 macro_rules! flow_columns {
     () => {
         "key, id, lane, state, due_us, epoch, records, deliveries, messages, deadline_us, parent_id, parent_path, \
-         detached, created_us, start_us, started_us, finished_us, worker, reason, wake_us, wake_channels"
+         detached, created_us, start_us, started_us, finished_us, worker, reason, wake_us, wake_channels, \
+         run, labels, emitted"
     };
 }
 
@@ -53,13 +64,16 @@ pub(super) const OWNER_AFTER: &str = "SELECT min(owner) FROM flows WHERE owner >
 pub(super) const FREE: &str = "UPDATE flows SET due_us = min(due_us, ?2), owner = NULL WHERE owner = ?1 RETURNING id";
 
 pub(super) const FLOW_BY_ID: &str = concat!("SELECT ", flow_columns!(), " FROM flows WHERE id = ?1");
-pub(super) const FLOWS: &str = concat!("SELECT ", flow_columns!(), " FROM flows");
+/// What a list reads of each flow.
+pub(super) const FLOW_COLUMNS: &str = concat!("SELECT ", flow_columns!());
 pub(super) const KEY_BY_ID: &str = "SELECT key FROM flows WHERE id = ?1";
 pub(super) const RECORDS: &str =
     concat!("SELECT ", record_columns!(), " FROM records WHERE k BETWEEN ?1 AND ?2 ORDER BY k");
 pub(super) const PAYLOAD: &str = "SELECT payload FROM records WHERE k = ?1";
 pub(super) const MESSAGES: &str =
     concat!("SELECT ", message_columns!(), " FROM messages WHERE k BETWEEN ?1 AND ?2 ORDER BY k LIMIT ?3");
+pub(super) const ITEMS: &str = "SELECT seq, at_us, run, epoch, path, attempt, payload FROM items \
+    WHERE flow = ?1 AND feed = ?2 AND seq > ?3 ORDER BY seq LIMIT ?4";
 /// Of one channel: never looks at the messages of another.
 pub(super) const CHANNEL_MESSAGES: &str = concat!(
     "SELECT ",
@@ -78,10 +92,10 @@ statements! {
     key_last: "SELECT max(coalesce((SELECT max(key) FROM flows), 0), (SELECT value FROM meta WHERE name = 'key_floor'))";
     insert_lane: "INSERT INTO lanes (queue, flow_type, version, priority) VALUES (?1, ?2, ?3, ?4)";
     insert_flow: "INSERT INTO flows (key, id, lane, state, due_us, deadline_us, parent_id, parent_path, detached, \
-        created_us, start_us) VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7, ?8, ?9, ?4) ON CONFLICT (id) DO NOTHING";
+        created_us, start_us, labels) VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7, ?8, ?9, ?4, ?10) ON CONFLICT (id) DO NOTHING";
     insert_payload: "INSERT OR REPLACE INTO records (k, payload) VALUES (?1, ?2)";
-    taken: "SELECT f.lane, f.parent_id, f.parent_path, r.payload FROM flows f LEFT JOIN records r \
-        ON r.k = f.key << 24 WHERE f.id = ?1";
+    taken: concat!("SELECT f.lane, r.payload FROM flows f LEFT JOIN records r \
+        ON r.k = f.key << 24 | iif(f.run > 1, ", accepted!(), ", 0) WHERE f.id = ?1");
 
     // Claim.
     due: DUE;
@@ -110,8 +124,13 @@ statements! {
     // Commit.
     step: "UPDATE flows SET commit_number = ?4, commit_answer = 0, records = ?6, deliveries = 0 \
         WHERE key = ?1 AND id = ?2 AND epoch = ?3 AND state = 2 AND commit_number = ?4 - 1 AND records = ?5";
+    complete: "UPDATE flows SET state = 4, due_us = NULL, owner = NULL, commit_number = ?4, commit_answer = 0, \
+        records = ?6, deliveries = 0, finished_us = ?7, reason = NULL, stalled_by = NULL, wake_us = NULL, \
+        wake_channels = NULL \
+        WHERE key = ?1 AND id = ?2 AND epoch = ?3 AND state = 2 AND commit_number = ?4 - 1 AND records = ?5 \
+        AND messages = 0 AND (parent_id IS NULL OR detached = 1)";
     head: "SELECT id, epoch, state, commit_number, commit_answer, records, deliveries, messages, deadline_us, \
-        parent_id, parent_path, detached FROM flows WHERE key = ?1";
+        parent_id, parent_path, detached, run_key FROM flows WHERE key = ?1";
     insert_record: "INSERT INTO records (k, at_us, path, kind, phase, name, args_hash, attempt, started_us, due_us, \
         reference, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
     progress: "UPDATE flows SET commit_number = ?2, commit_answer = ?3, records = ?4, deliveries = ?5 WHERE key = ?1";
@@ -123,8 +142,15 @@ statements! {
     stall_by_build: "UPDATE flows SET state = 7, due_us = NULL, owner = NULL, commit_number = ?2, commit_answer = 0, \
         records = ?3, deliveries = ?4, reason = ?5, stalled_by = ?6 WHERE key = ?1";
 
+    // Feeds.
+    item_last: "SELECT max(seq) FROM items WHERE flow = ?1 AND feed = ?2";
+    insert_item: "INSERT INTO items (flow, feed, seq, at_us, run, epoch, path, attempt, payload) \
+        SELECT ?1, ?2, ?3, ?4, run, ?5, ?6, ?7, ?8 FROM flows WHERE key = ?1";
+    delete_items: "DELETE FROM items WHERE flow = ?1 AND feed = ?2 AND seq < ?3";
+    emitted: "UPDATE flows SET emitted = ?2 WHERE key = ?1";
+
     // Mailbox.
-    receiver: "SELECT key, state, due_us, messages, wake_channels FROM flows WHERE id = ?1";
+    receiver: "SELECT key, state, due_us, messages, wake_channels, run_key FROM flows WHERE id = ?1";
     insert_message: "INSERT INTO messages (k, channel, at_us, outcome, reference, payload) \
         VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
     delete_message: "DELETE FROM messages WHERE k = ?1";

@@ -12,7 +12,7 @@ use crate::{Error, ErrorKind, FlowId, FlowState, PrunePolicy};
 
 /// True for a flow whose parent hears of its end and has not ended itself.
 const AWAITED: &str = "EXISTS (SELECT 1 FROM flows p WHERE f.detached = 0 AND p.id = f.parent_id \
-    AND p.state NOT IN (4, 5, 6))";
+    AND p.key < f.key AND p.run_key < f.key AND p.state NOT IN (4, 5, 6))";
 
 pub(super) fn prune(tx: &mut Tx<'_, '_>, policy: &PrunePolicy) -> Outcome<u64> {
     // An age in whole microseconds, rounded up.
@@ -60,12 +60,15 @@ pub(super) fn delete(tx: &mut Tx<'_, '_>, id: &FlowId) -> Outcome<bool> {
 }
 
 /// Removes a flow with everything that belongs to it, and keeps its key from being used again.
-fn forget(tx: &Tx<'_, '_>, key: i64) -> Outcome<()> {
+pub(super) fn forget(tx: &Tx<'_, '_>, key: i64) -> Outcome<()> {
     let all = [slot(key, INPUT), slot(key, RESULT)];
     tx.conn.prepare_cached("DELETE FROM flows WHERE key = ?1")?.execute([key])?;
     tx.conn.prepare_cached("DELETE FROM records WHERE k BETWEEN ?1 AND ?2")?.execute(all)?;
     tx.conn.prepare_cached("DELETE FROM messages WHERE k BETWEEN ?1 AND ?2")?.execute(all)?;
     tx.conn.prepare_cached("DELETE FROM message_keys WHERE flow = ?1")?.execute([key])?;
+    tx.conn.prepare_cached("DELETE FROM items WHERE flow = ?1")?.execute([key])?;
+    tx.conn.prepare_cached("DELETE FROM effects WHERE flow = ?1")?.execute([key])?;
+    tx.conn.prepare_cached("DELETE FROM flow_labels WHERE flow = ?1")?.execute([key])?;
     tx.conn.prepare_cached("UPDATE meta SET value = ?1 WHERE name = 'key_floor' AND value < ?1")?.execute([key])?;
     Ok(())
 }

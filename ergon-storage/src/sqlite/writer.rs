@@ -283,7 +283,10 @@ impl<'c> Writer<'c> {
             }
             self.hints.give(&self.environment.hub);
             for job in jobs.drain(..) {
-                job.answer();
+                // What the work has captured is dropped here.
+                if catch_unwind(AssertUnwindSafe(|| job.answer())).is_err() {
+                    tracing::error!("a value of the work in a transaction panicked when it was dropped");
+                }
             }
         }
     }
@@ -342,6 +345,9 @@ impl<'c> Writer<'c> {
             };
             catch_unwind(AssertUnwindSafe(|| job.apply(&mut tx)))
                 .unwrap_or_else(|panic| Err(Fault::from_panic(&*panic)))?;
+            if self.conn.is_autocommit() {
+                return Err(Fault::RolledBack);
+            }
         }
         self.st.commit.execute([])?;
         Ok(())
@@ -384,7 +390,11 @@ impl<'c> Writer<'c> {
 
 fn fail_all(jobs: &mut [Box<dyn Work>], fault: Fault) {
     if let [job] = jobs {
-        return job.fail(fault.into_error());
+        // It was alone, and its answer says why.
+        if !matches!(fault, Fault::RolledBack) {
+            job.fail(fault.into_error());
+        }
+        return;
     }
     let error = Arc::new(fault.into_error());
     for job in jobs {

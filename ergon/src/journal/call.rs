@@ -3,7 +3,7 @@
 use std::{fmt, panic::Location, sync::Arc, task::Waker, time::Duration};
 
 use bytes::Bytes;
-use ergon_storage::{CallKind, CallPath, Message, NewFlow, Phase, Record, Timestamp};
+use ergon_storage::{CallKind, CallPath, Message, NewFlow, NewItem, Phase, Record, Timestamp};
 
 /// What makes two calls the same call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -29,10 +29,18 @@ pub(crate) enum Place {
 /// What a call wants, beside its key.
 #[derive(Debug)]
 pub(crate) enum Spec {
-    Step,
+    Step { limit: Option<Duration>, repeat: Repeat },
     Timer(Due),
     Signal { limit: Option<Duration> },
     Child { flow: Box<NewFlow>, detached: bool },
+}
+
+/// Whether the body of a step may run again that may have run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    Allowed,
+    /// At most once: that an attempt begins is durable before it does, and one that was lost is not made again.
+    Never,
 }
 
 /// When a timer is due.
@@ -47,8 +55,10 @@ pub(crate) enum Due {
 pub(crate) enum CallPoll {
     /// Nothing yet; the waker will be woken.
     Pending,
-    /// The body of a step may run, as this attempt.
-    Run { attempt: u32, started_at: Timestamp },
+    /// The body of a step may run, as this attempt, unless its time is up.
+    Run { attempt: u32, time_is_up: bool },
+    /// This attempt of a step that runs at most once may have run, and its outcome is lost.
+    Lost { attempt: u32 },
     /// The outcome. The call has ended.
     Ready(Outcome),
 }
@@ -66,11 +76,17 @@ pub(crate) struct Batch {
     pub(crate) records: Vec<Record>,
     pub(crate) consumed: Vec<u32>,
     pub(crate) children: Vec<NewFlow>,
+    /// The calls that wait only for these children to be accepted.
+    pub(crate) starts: Vec<CallPath>,
+    /// What the flow and its steps tell.
+    pub(crate) items: Vec<NewItem>,
+    /// How many items the flow's own code has emitted, if some of these are its.
+    pub(crate) emitted: Option<u32>,
 }
 
 impl Batch {
     pub(crate) fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.consumed.is_empty() && self.children.is_empty()
+        self.records.is_empty() && self.consumed.is_empty() && self.children.is_empty() && self.items.is_empty()
     }
 }
 
@@ -111,10 +127,41 @@ pub(super) struct Call {
     pub(super) attempts: u32,
     /// The number of the last failed attempt's record; 0 when there is none.
     pub(super) attempt_seq: u32,
+    /// The last attempt of which the history tells that it has begun; 0 when there is none.
+    pub(super) begun: u32,
     pub(super) started_at: Timestamp,
+    /// For a step with a time limit, that of the attempt under way.
+    pub(super) limit: Option<TimeLimit>,
     pub(super) waker: Option<Waker>,
-    /// For a child its flow id.
+    /// For a child its flow id; for a signal that came the number of its message; for a step called by a step its number
+    /// among equal calls, unless it is the first; [`UNCERTAIN`] for a failure of which the body did not tell.
     pub(super) reference: Option<Arc<str>>,
+}
+
+/// What refers to a failure of a step that runs at most once when it is uncertain what the body has done: such a call is
+/// not made again, whoever asks for it.
+pub(super) const UNCERTAIN: &str = "uncertain";
+
+impl Call {
+    /// True for a step that runs at most once and has begun in an earlier life: its outcome is lost.
+    pub(super) fn is_lost(&self) -> bool {
+        self.never_repeats() && self.begun > self.attempts
+    }
+
+    /// True for a step that runs at most once.
+    pub(super) fn never_repeats(&self) -> bool {
+        matches!(self.spec, Spec::Step { repeat: Repeat::Never, .. })
+    }
+}
+
+/// When the time of an attempt is up.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TimeLimit {
+    pub(super) at: Timestamp,
+    /// The instant is in the history, or about to be.
+    pub(super) recorded: bool,
+    /// The instant has passed.
+    pub(super) passed: bool,
 }
 
 #[derive(Debug)]
@@ -154,6 +201,9 @@ impl fmt::Display for Divergence {
         match (&self.recorded, &self.called) {
             (Some(recorded), Some(called)) if recorded.kind == called.kind && recorded.name == called.name => {
                 write!(f, "the history has {recorded}, the code made the same call with other arguments, {called}")?;
+                if called.kind == CallKind::Child {
+                    f.write_str(" (if its value holds a HashSet: that has another order each time, take a BTreeSet)")?;
+                }
             }
             (Some(recorded), Some(called)) => write!(f, "the history has {recorded}, the code called {called}")?,
             (Some(recorded), None) => write!(f, "the history has {recorded}, the code does not make that call")?,
@@ -163,8 +213,8 @@ impl fmt::Display for Divergence {
             },
         }
         f.write_str(
-            "; nothing is lost: undo the change, or give the flow a new version for the changed code and let a \
-             worker with the old code finish this one, then retry the flow",
+            "; nothing is lost: undo the change, or put it behind ergon::patched(), or give the flow a new version \
+             for the changed code and let a worker with the old code finish this one, then retry the flow",
         )
     }
 }

@@ -21,7 +21,7 @@ mod scope;
 mod seal;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     panic::Location,
     sync::Arc,
     task::Waker,
@@ -29,14 +29,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use ergon_storage::{CallPath, Channel, Message, Phase, Record, Timestamp, Wake};
+use ergon_storage::{CallKind, CallPath, Channel, Message, NewItem, Phase, Record, Timestamp, Wake};
 use slab::Slab;
 
-pub(crate) use self::call::{Batch, CallId, CallKey, CallPoll, Divergence, Due, Outcome, Place, Refusal, Spec};
+pub(crate) use self::call::{Batch, CallId, CallKey, CallPoll, Divergence, Due, Outcome, Place, Refusal, Repeat, Spec};
 use self::{
-    call::{Call, State},
+    call::{Call, State, TimeLimit, UNCERTAIN},
     scope::Scope,
 };
+use crate::numbers::NumberMap;
 
 /// The history and the open calls of one flow.
 #[derive(Debug)]
@@ -46,26 +47,43 @@ pub(crate) struct Journal {
     nested: HashMap<CallId, Scope>,
     /// The records of nested calls, by the path of the enclosing one, kept until that one has its outcome.
     nested_records: HashMap<CallPath, Vec<Record>>,
+    /// What became last of the calls made by steps that have not completed, by the step's position.
+    below: HashMap<u32, HashMap<CallPath, Phase>>,
     calls: Slab<Call>,
     made: u64,
 
     /// The recorded outcomes of the flow's scope that are still to be released, by number and position.
     replay: VecDeque<(u32, u32)>,
     /// The calls that were matched with them; `None` once such a call was dropped.
-    matched: HashMap<u32, Option<CallId>>,
+    matched: NumberMap<u32, Option<CallId>>,
     /// Calls made during the replay that have no record.
     unrecorded: BTreeSet<CallId>,
     /// Recorded outcomes that wait for their release after the replay, in order.
     fresh: BTreeMap<u32, CallId>,
 
-    /// Steps whose bodies may start.
-    startable: BTreeSet<CallId>,
+    /// Steps whose bodies may start, in order. Nearly always one: its place is kept, where a tree would free it.
+    startable: VecDeque<CallId>,
+    /// Those of them that run at most once and of which it is recorded that they begin: they may when that is durable.
+    intended: Vec<CallId>,
     /// Calls with an instant.
     timers: BTreeSet<(Timestamp, CallId)>,
     /// Signals that are awaited, those who wait in order.
     signals: BTreeMap<Channel, BTreeSet<(u64, CallId)>>,
+    /// Waits for signals whose time is up, and for which the mailbox was read since: now they may end without one.
+    looked: BTreeSet<u64>,
     /// Children that are awaited, by the path of the call.
     children: HashMap<CallPath, CallId>,
+    /// Calls whose children live on their own, and which the log has accepted unless a message says otherwise.
+    accepted: Vec<CallPath>,
+    /// The messages that the history has handed to waits. Most of them were taken and are gone, but that is not known.
+    reserved: NumberMap<u32, Reserved>,
+    /// Those of them that were handed to waits inside steps.
+    reserved_below: BTreeSet<u32>,
+    /// Messages that waits inside steps let go of, by number, with the calls whose records have them. Such a message is
+    /// anyone's; until somebody else has it, the same wait finds it again.
+    let_go: HashMap<u32, CallPath>,
+    /// The calls inside steps whose messages went to others after all: what their records say is void.
+    void: HashSet<CallPath>,
     /// Messages that nobody has taken yet.
     mail: BTreeMap<Channel, BTreeMap<u32, Message>>,
     /// The last message that arrived on each channel.
@@ -82,7 +100,25 @@ pub(crate) struct Journal {
     releases: u64,
     /// Random numbers drawn since.
     draws: u64,
+    /// For each change of the code that the flow was asked about, whether it has taken it up.
+    patches: HashMap<Arc<str>, bool>,
+    /// Those taken up that the history does not tell of yet: it does from the next record on.
+    untold_patches: Vec<Record>,
+    /// The call of the flow's scope whose outcome was released last, until it is taken.
+    handed_over: Option<CallId>,
+    /// How often the flow's own code has made a call, or begun to wait for one.
+    beginnings: u64,
+    /// The calls of the flow's scope that have failed, as the code has learnt since it last began anything, and how
+    /// often it had by then.
+    failures: (u64, Vec<CallPath>),
     refusal: Option<Refusal>,
+    /// How many items the flow's own code has emitted, and how many of them the log has from before: those are not
+    /// emitted again.
+    emitted: u32,
+    emitted_before: u32,
+    /// How many there were when the code learnt of the first of its `failures`: a retry makes those calls again, and what
+    /// was emitted after it may be another then.
+    emitted_until_failure: u32,
 }
 
 impl Journal {
@@ -91,20 +127,33 @@ impl Journal {
         let last = history.last().map(|record| (record.seq, record.at));
         let seq = last.map_or(0, |(seq, _)| seq);
         let loaded = history::load(history);
+        let below = loaded.handed.iter().filter(|(_, owner)| owner.parent().is_some());
+        let reserved_below = below.map(|(seq, _)| *seq).collect();
+        let reserved =
+            loaded.handed.into_iter().map(|(seq, owner)| (seq, Reserved { owner, hold: Hold::Untaken(None) }));
+        let reserved = reserved.collect();
         Self {
             root: Scope::strict(loaded.root),
             nested: HashMap::new(),
             nested_records: loaded.nested,
+            below: loaded.below,
             calls: Slab::new(),
             made: 0,
             replay: loaded.outcomes.into(),
-            matched: HashMap::new(),
+            matched: NumberMap::default(),
             unrecorded: BTreeSet::new(),
             fresh: BTreeMap::new(),
-            startable: BTreeSet::new(),
+            startable: VecDeque::new(),
+            intended: Vec::new(),
             timers: BTreeSet::new(),
             signals: BTreeMap::new(),
+            looked: BTreeSet::new(),
             children: HashMap::new(),
+            accepted: Vec::new(),
+            reserved,
+            reserved_below,
+            let_go: loaded.let_go,
+            void: loaded.void,
             mail: BTreeMap::new(),
             mail_seen: BTreeMap::new(),
             busy: 0,
@@ -115,8 +164,21 @@ impl Journal {
             now: began_at,
             releases: 0,
             draws: 0,
+            patches: loaded.patches.into_iter().map(|id| (id, true)).collect(),
+            untold_patches: Vec::new(),
+            handed_over: None,
+            beginnings: 0,
+            failures: (0, Vec::new()),
             refusal: None,
+            emitted: 0,
+            emitted_before: 0,
+            emitted_until_failure: 0,
         }
+    }
+
+    /// The same journal of a flow whose own code has emitted so many items.
+    pub(crate) fn with_emitted(self, emitted: u32) -> Self {
+        Self { emitted_before: emitted, ..self }
     }
 
     // ---- called by the flow's code -----------------------------------------------------------------------
@@ -147,13 +209,22 @@ impl Journal {
             quiet: false,
             attempts: 0,
             attempt_seq: 0,
+            begun: 0,
             started_at: self.now,
+            limit: None,
             waker: None,
             reference,
         }));
         match place {
-            Place::Flow => self.root.group.push(id),
-            Place::Step(owner) => self.open_scope(owner).group.push(id),
+            Place::Flow => {
+                self.beginnings += 1;
+                self.root.group.push(id);
+            }
+            Place::Step(owner) => {
+                let scope = self.open_scope(owner);
+                scope.group.push(id);
+                scope.open.insert(id);
+            }
         }
         id
     }
@@ -168,19 +239,34 @@ impl Journal {
         let Some(call) = self.calls.get_mut(id.0) else { return CallPoll::Pending };
         if let State::Released { .. } = call.state {
             let call = self.remove(id);
-            let State::Released { outcome, message } = call.state else { return CallPoll::Pending };
+            self.note_failure(&call);
             // Taken: now, and only now, the message is consumed.
-            self.batch.consumed.extend(message.map(|message| message.seq));
+            let reserved = handed(&call).and_then(|(seq, owner)| Some((seq, self.reserved.get_mut(&seq)?, owner)));
+            let own = reserved.filter(|(_, reserved, owner)| reserved.owner == **owner);
+            let arrived =
+                own.and_then(|(seq, reserved, owner)| match std::mem::replace(&mut reserved.hold, Hold::Taken) {
+                    Hold::Untaken(Some(message)) => Some(message.seq),
+                    // Far back in the mailbox, perhaps. When the body has ended, its history no longer tells that it took it.
+                    Hold::Untaken(None) if owner.parent().is_some() => Some(seq),
+                    _ => None,
+                });
+            let State::Released { outcome, message: held } = call.state else { return CallPoll::Pending };
+            self.batch.consumed.extend(held.map(|message| message.seq).or(arrived));
             return CallPoll::Ready(outcome);
         }
         if !call.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
             call.waker = Some(waker.clone());
         }
         if let State::Running = call.state {
-            return CallPoll::Run { attempt: call.attempts + 1, started_at: call.started_at };
+            if call.is_lost() {
+                return CallPoll::Lost { attempt: call.attempts + 1 };
+            }
+            let time_is_up = call.limit.is_some_and(|limit| limit.passed);
+            return CallPoll::Run { attempt: call.attempts + 1, time_is_up };
         }
         if !call.polled {
             call.polled = true;
+            self.beginnings += u64::from(call.place == Place::Flow);
             self.watch_for(id);
         }
         CallPoll::Pending
@@ -206,6 +292,13 @@ impl Journal {
         }
         self.unwatch(id);
         let call = self.remove(id);
+        self.note_failure(&call);
+        if let Some((seq, owner)) = handed(&call) {
+            self.give_back(seq, owner);
+        }
+        if let (Spec::Step { .. }, Some(path)) = (&call.spec, &call.path) {
+            self.give_back_below(path);
+        }
         match call.state {
             State::Replaying { .. } => {
                 if let Some(path) = &call.path {
@@ -222,7 +315,8 @@ impl Journal {
             State::Released { message: Some(message), .. } => {
                 // Handed over but never taken: the message goes back, unconsumed. Its record stays, and a replay
                 // hands it to the same call, which drops it again.
-                self.mail.entry(message.channel.clone()).or_default().insert(message.seq, message);
+                self.let_go(message.seq, call.path.as_ref());
+                self.put_back(message);
             }
             State::Made
             | State::Abandoned
@@ -236,6 +330,13 @@ impl Journal {
     /// The path of a call, once it is sealed.
     pub(crate) fn path(&self, id: CallId) -> Option<&CallPath> {
         self.calls.get(id.0)?.path.as_ref()
+    }
+
+    /// The path of a sealed step, the hash of its arguments, and the how manieth equal call of its body it is.
+    pub(crate) fn identity(&self, id: CallId) -> (CallPath, u64, u32) {
+        let Some(call) = self.calls.get(id.0) else { return (CallPath::top(0), 0, 1) };
+        let path = call.path.clone().unwrap_or(CallPath::top(0));
+        (path, call.key.args_hash, history::ordinal(call.reference.as_deref()))
     }
 
     /// Gives a signal that was made in this pass a time limit, which is part of its identity. False when its
@@ -261,6 +362,36 @@ impl Journal {
         self.now
     }
 
+    /// Whether the flow goes by a change of its code: when it has done so before, or when the code has made all
+    /// the calls that it made when the history was written, so that it is free to choose. The answer stays.
+    pub(crate) fn patched(&mut self, id: &str, now: Timestamp) -> bool {
+        if let Some(known) = self.patches.get(id) {
+            return *known;
+        }
+        let id = Arc::<str>::from(id);
+        // A call made since the last seal may have a record: which ones were made by now can hang on the order in which
+        // a combinator polls its branches.
+        let free = self.root.recorded.is_empty();
+        if free {
+            self.untold_patches.push(Record {
+                seq: 0,
+                at: now,
+                path: CallPath::top(0),
+                kind: CallKind::Patch,
+                phase: Phase::Completed,
+                name: Arc::clone(&id),
+                args_hash: 0,
+                attempt: 0,
+                started_at: now,
+                due_at: None,
+                reference: None,
+                payload: Bytes::new(),
+            });
+        }
+        self.patches.insert(id, free);
+        free
+    }
+
     /// Two numbers that no other draw of the flow's own code has: how many outcomes were released to it so far,
     /// and how many draws there were since.
     pub(crate) fn draw(&mut self) -> (u64, u64) {
@@ -269,57 +400,102 @@ impl Journal {
         (self.releases, draw)
     }
 
+    /// Emits an item. What the flow's own code has emitted before it was replayed is not emitted again.
+    pub(crate) fn emit(&mut self, place: Place, item: NewItem) {
+        match place {
+            Place::Flow => {
+                self.emitted += 1;
+                if self.emitted <= self.emitted_before {
+                    return;
+                }
+                self.batch.emitted = Some(self.emitted);
+            }
+            // A body may be in the middle of something, or on a thread of its own.
+            Place::Step(owner) => {
+                if let Some(waker) = self.calls.get(owner.0).and_then(|call| call.waker.as_ref()) {
+                    waker.wake_by_ref();
+                }
+            }
+        }
+        self.batch.items.push(item);
+    }
+
+    /// How many items of the flow's own code stand if the flow, which has failed, is retried, where that is not all.
+    pub(crate) fn emitted_if_retried(&self) -> Option<u32> {
+        let (began, failures) = &self.failures;
+        let is_learnt = *began == self.beginnings && !failures.is_empty();
+        (is_learnt && self.emitted_until_failure < self.emitted).then_some(self.emitted_until_failure)
+    }
+
     // ---- called by a step's future while its body runs ---------------------------------------------------
 
-    /// Records the outcome of a running step.
+    /// Records the outcome of a running step, whose future keeps it until it is released.
     pub(crate) fn finish(&mut self, id: CallId, phase: Phase, payload: Bytes, now: Timestamp) {
         debug_assert!(phase.is_outcome(), "a step ends with an outcome");
+        self.unwatch(id);
         let call = &mut self.calls[id.0];
         debug_assert!(matches!(call.state, State::Running), "only a running step ends");
         self.busy -= usize::from(!call.quiet);
+        // The waker that a quiet body holds once more is gone with it.
+        call.quiet = false;
         self.close_scope(id);
         // With its outcome recorded, nothing below the step is ever asked for again.
-        if let Some(path) = &self.calls[id.0].path {
-            self.nested_records.remove(path);
+        if !self.nested_records.is_empty()
+            && let Some(path) = self.calls[id.0].path.clone()
+        {
+            self.give_back_below(&path);
+            self.nested_records.remove(&path);
+            if phase == Phase::Completed && path.parent().is_none() {
+                self.below.remove(&path.position());
+            }
         }
         let attempt = self.calls[id.0].attempts + 1;
-        let record = Record { attempt, payload: payload.clone(), ..self.record(id, phase, now) };
+        let record = Record { attempt, payload, ..self.record(id, phase, now) };
         let seq = self.append(record);
-        self.calls[id.0].state = State::Recorded { seq, at: now, outcome: Outcome { phase, payload } };
+        let outcome = Outcome { phase, payload: Bytes::new() };
+        self.calls[id.0].state = State::Recorded { seq, at: now, outcome };
         self.fresh.insert(seq, id);
     }
 
     /// Records a failed attempt of a running step; the next one may begin at `retry_at`.
     pub(crate) fn attempt_failed(&mut self, id: CallId, error: Bytes, retry_at: Timestamp, now: Timestamp) {
+        self.unwatch(id);
         let call = &mut self.calls[id.0];
         debug_assert!(matches!(call.state, State::Running), "only a running step fails");
         self.busy -= usize::from(!call.quiet);
+        call.quiet = false;
         self.close_scope(id);
+        if let Some(path) = self.calls[id.0].path.clone().filter(|_| !self.reserved_below.is_empty()) {
+            self.give_back_below(&path);
+        }
         let attempt = self.calls[id.0].attempts + 1;
         let record = Record { attempt, payload: error, due_at: Some(retry_at), ..self.record(id, Phase::Attempt, now) };
         let seq = self.append(record);
         let call = &mut self.calls[id.0];
         call.attempts = attempt;
         call.attempt_seq = seq;
+        call.limit = None;
         call.state = State::Backoff(retry_at);
         self.timers.insert((retry_at, id));
+    }
+
+    /// Notes that the running step, which runs at most once, fails with something that its body does not tell of: what
+    /// the body has done is uncertain, and the call is not made again when the flow is retried.
+    pub(crate) fn note_uncertain(&mut self, id: CallId) {
+        self.calls[id.0].reference = Some(UNCERTAIN.into());
     }
 
     /// Notes what the body of a running step waits for, by how many clones of its waker are held anywhere: a body
     /// all of whose wakers are held by calls of its own can be left alone until one of those has its outcome.
     pub(crate) fn note_wakers(&mut self, id: CallId, held: usize, waker: &Waker) {
-        let known = if self.nested.contains_key(&id) {
-            let own = self.calls.iter().map(|(_, call)| call).filter(|call| {
-                // A combinator hands out wakers of its own; what else it waits for is not known.
-                call.place == Place::Step(id) && call.waker.as_ref().is_some_and(|known| known.will_wake(waker))
-            });
-            // A quiet body holds its waker once more, to pass on what wakes it.
-            own.map(|call| 1 + usize::from(call.quiet)).sum()
-        } else {
-            0
-        };
-        let quiet = known > 0 && held <= known;
+        let own = self.nested.get(&id).into_iter().flat_map(|scope| &scope.open).map(|own| &self.calls[own.0]);
+        // A combinator hands out wakers of its own; what else it waits for is not known.
+        let own = own.filter(|call| call.waker.as_ref().is_some_and(|known| known.will_wake(waker)));
+        // A quiet body holds its waker once more, to pass on what wakes it.
+        let known = own.map(|call| 1 + usize::from(call.quiet)).sum();
         let call = &mut self.calls[id.0];
+        // A body that must not start again stays in memory.
+        let quiet = known > 0 && held <= known && !call.never_repeats();
         if quiet != call.quiet {
             call.quiet = quiet;
             if quiet { self.busy -= 1 } else { self.busy += 1 }
@@ -328,21 +504,60 @@ impl Journal {
 
     // ---- called by the driver between two passes ---------------------------------------------------------
 
-    /// Lets the bodies start that may, now that everything before them is durable. False when there is none.
-    pub(crate) fn grant(&mut self, now: Timestamp) -> bool {
+    /// Records of the bodies that may start, and run at most once, that they begin.
+    pub(crate) fn intend(&mut self, now: Timestamp) {
+        let begins = |call: &Call| call.never_repeats() && !call.is_lost();
+        if !self.startable.iter().any(|id| begins(&self.calls[id.0])) {
+            return;
+        }
+        for id in std::mem::take(&mut self.startable) {
+            if begins(&self.calls[id.0]) {
+                self.calls[id.0].started_at = now;
+                let attempt = self.calls[id.0].attempts + 1;
+                let record = Record { attempt, ..self.record(id, Phase::Pending, now) };
+                self.append(record);
+                self.intended.push(id);
+            } else {
+                self.startable.push_back(id);
+            }
+        }
+    }
+
+    /// Lets the bodies start that may, now that everything before them is durable.
+    pub(crate) fn grant(&mut self, now: Timestamp) {
+        self.grant_intended(now);
+        for id in std::mem::take(&mut self.startable) {
+            self.run(id, now);
+        }
+    }
+
+    /// Lets the bodies start that run at most once and of which it is durable that they begin.
+    pub(crate) fn grant_intended(&mut self, now: Timestamp) {
         debug_assert!(!self.must_flush(), "effects come after the flush");
-        let startable = std::mem::take(&mut self.startable);
-        for id in &startable {
+        for id in std::mem::take(&mut self.intended) {
+            self.run(id, now);
+        }
+    }
+
+    fn run(&mut self, id: CallId, now: Timestamp) {
+        {
             let call = &mut self.calls[id.0];
             call.state = State::Running;
-            call.started_at = now;
             call.quiet = false;
+            // A body that starts again within an attempt that is recorded has the time that is left of it.
+            if call.limit.is_none() && !call.is_lost() {
+                call.started_at = now;
+                if let Spec::Step { limit: Some(limit), .. } = call.spec {
+                    let at = now.saturating_add(limit);
+                    call.limit = Some(TimeLimit { at, recorded: false, passed: false });
+                }
+            }
+            self.timers.extend(call.limit.map(|limit| (limit.at, id)));
             self.busy += 1;
             if let Some(waker) = &call.waker {
                 waker.wake_by_ref();
             }
         }
-        !startable.is_empty()
     }
 
     /// True when a body could start.
@@ -354,9 +569,14 @@ impl Journal {
             }
             self.timers.pop_first();
             self.calls[id.0].state = State::Idle;
-            self.startable.insert(id);
+            self.add_startable(id);
         }
-        !self.is_replaying() && !self.startable.is_empty()
+        !self.is_replaying() && (!self.startable.is_empty() || self.has_intended())
+    }
+
+    /// True when it is recorded of bodies that they begin, and they have not.
+    pub(crate) fn has_intended(&self) -> bool {
+        !self.intended.is_empty()
     }
 
     /// True while something is not durable yet.
@@ -398,6 +618,12 @@ impl Journal {
         self.busy > 0
     }
 
+    /// True while an outcome is recorded that the code has not been given: it goes on as soon as that is durable,
+    /// whatever else it waits for.
+    pub(crate) fn has_fresh(&self) -> bool {
+        !self.fresh.is_empty()
+    }
+
     /// What would let the flow go on: the earliest instant and the channels that it waits for.
     pub(crate) fn wake(&self) -> Wake {
         let mut channels: Vec<_> = self.signals.keys().cloned().collect();
@@ -411,11 +637,70 @@ impl Journal {
     pub(crate) fn receive(&mut self, messages: impl IntoIterator<Item = Message>) {
         for message in messages {
             let seen = self.mail_seen.entry(message.channel.clone()).or_default();
-            if message.seq > *seen {
-                *seen = message.seq;
-                self.mail.entry(message.channel.clone()).or_default().insert(message.seq, message);
+            if message.seq <= *seen {
+                continue;
+            }
+            *seen = message.seq;
+            match self.reserved.get_mut(&message.seq).map(|reserved| &mut reserved.hold) {
+                Some(Hold::Untaken(held)) => *held = Some(message),
+                // It was taken before the process died that had not written so.
+                Some(Hold::Taken) => self.batch.consumed.push(message.seq),
+                None => self.put_back(message),
             }
         }
+    }
+
+    /// The waits for signals that end with their time limit, unless the mailbox holds a message for them which is not
+    /// known here: it must be read once more.
+    pub(crate) fn overdue(&self, now: Timestamp) -> Vec<u64> {
+        let due = self.timers.iter().take_while(|(due, _)| *due <= now);
+        let waits = due.map(|(_, id)| &self.calls[id.0]).filter(|call| matches!(call.spec, Spec::Signal { .. }));
+        waits.map(|call| call.made).filter(|made| !self.looked.contains(made)).collect()
+    }
+
+    /// The mailbox was read, from its beginning to its end, after these waits were overdue.
+    pub(crate) fn looked(&mut self, overdue: impl IntoIterator<Item = u64>) {
+        self.looked.extend(overdue);
+    }
+
+    /// True when a message waits on one of these channels that the flow does not take: handed to a wait that is held
+    /// without being polled, say. The log counts it as one that wakes the flow.
+    pub(crate) fn holds_mail(&self, channels: &[Channel]) -> bool {
+        let held = |call: &Call| match &call.state {
+            State::Released { message: Some(message), .. } => channels.contains(&message.channel),
+            _ => false,
+        };
+        let reserved = |reserved: &Reserved| match &reserved.hold {
+            Hold::Untaken(Some(message)) => channels.contains(&message.channel),
+            _ => false,
+        };
+        channels.iter().any(|channel| self.mail.contains_key(channel))
+            || self.calls.iter().any(|(_, call)| held(call))
+            || self.reserved.values().any(reserved)
+    }
+
+    /// True when an outcome was released that the code has not taken yet.
+    pub(crate) fn hands_over(&self) -> bool {
+        self.handed_over.is_some()
+    }
+
+    /// The log has taken these calls' children in, or has put a message into the mailbox that was received before.
+    pub(crate) fn started(&mut self, calls: Vec<CallPath>) {
+        self.accepted.extend(calls);
+    }
+
+    /// True when the code has not been given all that the history has for it.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.is_replaying() || !self.root.recorded.is_empty()
+    }
+
+    /// True when the flow's own code has started a child and this history does not tell what became of it: one that
+    /// lives on its own, perhaps.
+    pub(crate) fn waits_for_acceptance(history: &[Record]) -> bool {
+        let children = || history.iter().filter(|record| record.kind == CallKind::Child);
+        let ended: HashSet<_> =
+            children().filter(|record| record.phase.is_outcome()).map(|record| &record.path).collect();
+        children().any(|record| record.path.parent().is_none() && !ended.contains(&record.path))
     }
 
     /// The number of the last message that arrived on this channel.
@@ -433,6 +718,32 @@ impl Journal {
         self.seq
     }
 
+    /// The calls to make again when the flow, which has failed, is retried: those whose failure it may have ended
+    /// with. The code has begun nothing since it learnt of them, so that nothing in the history hangs on their
+    /// outcomes. With a step go those below it that have not completed.
+    pub(crate) fn failed_calls(&self) -> Vec<CallPath> {
+        let (began, failures) = &self.failures;
+        let learnt = failures.iter().filter(|_| *began == self.beginnings);
+        let untaken = self.calls.iter().filter_map(|(_, call)| failed_path(call));
+        let mut again: Vec<CallPath> = learnt.chain(untaken).cloned().collect();
+        for top in 0..again.len() {
+            let Some(below) = self.below.get(&again[top].position()) else { continue };
+            let completed = |path: &CallPath| below.get(path) == Some(&Phase::Completed);
+            // What lies below a call that has completed is not asked for again.
+            let goes = |path: &CallPath| {
+                !std::iter::successors(Some(path.clone()), CallPath::parent).any(|path| completed(&path))
+            };
+            again.extend(below.keys().filter(|path| goes(path)).cloned());
+        }
+        again
+    }
+
+    /// The messages that waits have taken, as the history tells: the mailbox may still have some of them.
+    pub(crate) fn taken(&self) -> Vec<u32> {
+        let taken = |(seq, reserved): (&u32, &Reserved)| matches!(reserved.hold, Hold::Taken).then_some(*seq);
+        self.reserved.iter().filter_map(taken).collect()
+    }
+
     /// The first call that could not be made, if any.
     pub(crate) fn take_refusal(&mut self) -> Option<Refusal> {
         self.refusal.take()
@@ -445,9 +756,7 @@ impl Journal {
         let call = &self.calls[id.0];
         let wants = call.polled;
         match (&call.state, &call.spec) {
-            (State::Idle, _) if wants => {
-                self.startable.insert(id);
-            }
+            (State::Idle, _) if wants => self.add_startable(id),
             (State::Backoff(due), _) => {
                 self.timers.insert((*due, id));
             }
@@ -469,12 +778,26 @@ impl Journal {
         }
     }
 
+    fn add_startable(&mut self, id: CallId) {
+        if let Err(index) = self.startable.binary_search(&id) {
+            self.startable.insert(index, id);
+        }
+    }
+
     fn unwatch(&mut self, id: CallId) {
         let call = &self.calls[id.0];
-        self.startable.remove(&id);
+        if let Ok(index) = self.startable.binary_search(&id) {
+            self.startable.remove(index);
+        }
+        self.intended.retain(|intended| *intended != id);
         match &call.state {
             State::Backoff(due) => {
                 self.timers.remove(&(*due, id));
+            }
+            State::Running => {
+                if let Some(limit) = call.limit {
+                    self.timers.remove(&(limit.at, id));
+                }
             }
             State::Waiting { due } => {
                 if let Some(due) = due {
@@ -484,6 +807,7 @@ impl Journal {
                     self.children.remove(path);
                 }
                 if let Spec::Signal { .. } = call.spec {
+                    self.looked.remove(&call.made);
                     let channel = Channel::signal(&call.key.name);
                     if let Some(waiting) = self.signals.get_mut(&channel) {
                         waiting.remove(&(call.made, id));
@@ -495,6 +819,86 @@ impl Journal {
             }
             _ => {}
         }
+    }
+
+    /// The code learns, by taking or by dropping it, that this call has failed.
+    fn note_failure(&mut self, call: &Call) {
+        let Some(path) = failed_path(call) else { return };
+        if self.failures.0 != self.beginnings {
+            self.failures = (self.beginnings, Vec::new());
+        }
+        if self.failures.1.is_empty() {
+            self.emitted_until_failure = self.emitted;
+        }
+        self.failures.1.push(path.clone());
+    }
+
+    /// A message that the history has handed to a wait which does not take it is anyone's.
+    fn give_back(&mut self, seq: u32, owner: &CallPath) {
+        let untaken = |reserved: &Reserved| reserved.owner == *owner && matches!(reserved.hold, Hold::Untaken(_));
+        if !self.reserved.get(&seq).is_some_and(untaken) {
+            return;
+        }
+        self.reserved_below.remove(&seq);
+        self.let_go(seq, Some(owner));
+        if let Some(Reserved { hold: Hold::Untaken(Some(message)), .. }) = self.reserved.remove(&seq) {
+            self.put_back(message);
+        }
+    }
+
+    /// Gives back what is reserved for waits below this call, which has come to an end, or one of whose attempts has:
+    /// nobody may come to ask for it.
+    fn give_back_below(&mut self, enclosing: &CallPath) {
+        for seq in self.reserved_below.iter().copied().collect::<Vec<_>>() {
+            let Some(Reserved { owner, .. }) = self.reserved.get(&seq) else { continue };
+            if history::is_below(owner, enclosing) {
+                let owner = owner.clone();
+                self.give_back(seq, &owner);
+            }
+        }
+    }
+
+    /// Remembers which record has a message that a wait inside a step let go of.
+    fn let_go(&mut self, seq: u32, owner: Option<&CallPath>) {
+        if let Some(owner) = owner.filter(|owner| owner.parent().is_some()) {
+            self.let_go.insert(seq, owner.clone());
+        }
+    }
+
+    /// A wait inside a step finds its record again: the message that it let go of is reserved for it, unless another
+    /// has it.
+    fn find_again(&mut self, seq: u32, owner: &CallPath, channel: &Channel) {
+        if self.let_go.get(&seq).is_some_and(|path| path == owner) {
+            self.let_go.remove(&seq);
+            let hold = Hold::Untaken(self.take_mail(channel, seq));
+            self.reserved.insert(seq, Reserved { owner: owner.clone(), hold });
+            self.reserved_below.insert(seq);
+        }
+    }
+
+    /// A message goes to another wait than the one that let go of it, whose record answers nothing any more.
+    fn supersede(&mut self, seq: u32) {
+        let Some(path) = self.let_go.remove(&seq) else { return };
+        for (owner, scope) in &mut self.nested {
+            let enclosing = self.calls.get(owner.0).and_then(|call| call.path.as_ref());
+            if path.parent().as_ref() == enclosing {
+                scope.recorded.remove(&path.position());
+            }
+        }
+        self.void.insert(path);
+    }
+
+    fn put_back(&mut self, message: Message) {
+        self.mail.entry(message.channel.clone()).or_default().insert(message.seq, message);
+    }
+
+    fn take_mail(&mut self, channel: &Channel, seq: u32) -> Option<Message> {
+        let mail = self.mail.get_mut(channel)?;
+        let message = mail.remove(&seq);
+        if mail.is_empty() {
+            self.mail.remove(channel);
+        }
+        message
     }
 
     fn record(&self, id: CallId, phase: Phase, now: Timestamp) -> Record {
@@ -515,11 +919,21 @@ impl Journal {
         }
     }
 
-    fn append(&mut self, mut record: Record) -> u32 {
+    fn append(&mut self, record: Record) -> u32 {
+        // A crash before this record lets the code choose again, and it chooses the same.
+        for patch in std::mem::take(&mut self.untold_patches) {
+            self.append_one(patch);
+        }
+        self.append_one(record)
+    }
+
+    fn append_one(&mut self, mut record: Record) -> u32 {
         self.seq += 1;
         record.seq = self.seq;
         self.last = Some((record.seq, record.at));
         if let Some(enclosing) = record.path.parent() {
+            let below = self.below.entry(record.path.positions()[0]).or_default();
+            below.insert(record.path.clone(), record.phase);
             self.nested_records.entry(enclosing).or_default().push(record.clone());
         }
         self.batch.records.push(record);
@@ -531,14 +945,19 @@ impl Journal {
             Some(Call { path: Some(path), attempt_seq, .. }) => (self.nested_records.get(path), *attempt_seq),
             _ => (None, 0),
         };
+        let void = &self.void;
         self.nested.entry(owner).or_insert_with(|| {
-            let (recorded, last_position) = history::load_nested(records.map_or(&[], Vec::as_slice), attempt_seq);
-            Scope::lenient(recorded, last_position)
+            let (recorded, used) = history::load_nested(records.map_or(&[], Vec::as_slice), attempt_seq, void);
+            Scope::lenient(recorded, used)
         })
     }
 
     /// Ends the scope of a body whose future is gone. A later attempt starts with what succeeded.
     fn close_scope(&mut self, owner: CallId) {
+        // Most flows have no nested calls: then there is nothing to be hashed.
+        if self.nested.is_empty() {
+            return;
+        }
         for id in self.nested.remove(&owner).into_iter().flat_map(|scope| scope.group) {
             if matches!(self.calls.get(id.0), Some(Call { state: State::Abandoned, .. })) {
                 self.calls.remove(id.0);
@@ -553,6 +972,47 @@ impl Journal {
 
     fn remove(&mut self, id: CallId) -> Call {
         self.close_scope(id);
-        self.calls.remove(id.0)
+        let call = self.calls.remove(id.0);
+        self.handed_over.take_if(|last| *last == id);
+        if let Place::Step(owner) = call.place
+            && let Some(scope) = self.nested.get_mut(&owner)
+        {
+            scope.open.remove(&id);
+        }
+        call
     }
+}
+
+/// A message that the history has handed to a wait.
+#[derive(Debug)]
+struct Reserved {
+    /// The call that it was handed to last: any other one let go of it.
+    owner: CallPath,
+    hold: Hold,
+}
+
+#[derive(Debug)]
+enum Hold {
+    /// The wait has not taken it; the message itself, once it has arrived from the mailbox.
+    Untaken(Option<Message>),
+    /// The wait has taken it.
+    Taken,
+}
+
+/// The number of the message that a wait was handed, if it is one for a signal that came, and the wait's place.
+fn handed(call: &Call) -> Option<(u32, &CallPath)> {
+    let reference = call.reference.as_deref().filter(|_| matches!(call.spec, Spec::Signal { .. }))?;
+    Some((reference.parse().ok()?, call.path.as_ref()?))
+}
+
+/// The place of a call of the flow's scope that has failed, unless it must not be made again.
+fn failed_path(call: &Call) -> Option<&CallPath> {
+    let (State::Replaying { outcome, .. } | State::Recorded { outcome, .. } | State::Released { outcome, .. }) =
+        &call.state
+    else {
+        return None;
+    };
+    // Of a step that runs at most once only what its body has failed with is made again.
+    let uncertain = matches!(call.spec, Spec::Step { .. }) && call.reference.as_deref() == Some(UNCERTAIN);
+    call.path.as_ref().filter(|_| call.place == Place::Flow && outcome.phase == Phase::Failed && !uncertain)
 }

@@ -2,36 +2,83 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
-use ergon_storage::{CallPath, Phase, Record, Timestamp};
+use ergon_storage::{CallKind, CallPath, Channel, Phase, Record, Timestamp};
 
 use super::{
     CallId, CallKey, Divergence, Due, Journal, Outcome, Place, Refusal, Spec, State,
-    call::Call,
+    call::{Call, TimeLimit},
+    handed,
     history::{Recorded, RecordedOutcome},
 };
 
 impl Journal {
     /// Settles the places of the calls made since the last time, and lets those take effect that may.
-    ///
-    /// Returns the first call of the flow's own scope, if one was made.
-    pub(crate) fn seal(&mut self, now: Timestamp) -> Result<Option<CallKey>, Divergence> {
-        let group = std::mem::take(&mut self.root.group);
-        let first = group.iter().find_map(|id| self.calls.get(id.0)).map(|call| call.key.clone());
-        if !group.is_empty() {
-            self.seal_strict(group, now)?;
+    pub(crate) fn seal(&mut self, now: Timestamp) -> Result<(), Divergence> {
+        if !self.root.group.is_empty() {
+            let mut group = std::mem::take(&mut self.root.group);
+            self.seal_strict(&mut group, now)?;
+            // The next group finds the room.
+            group.clear();
+            self.root.group = group;
         }
         if !self.nested.is_empty() {
             self.seal_nested(now);
         }
-        Ok(first)
+        Ok(())
     }
 
-    fn seal_strict(&mut self, mut group: Vec<CallId>, now: Timestamp) -> Result<(), Divergence> {
-        self.sort_group(&mut group);
+    /// The first call of the flow's own scope that was made since the last seal.
+    pub(crate) fn first_made(&self) -> Option<CallKey> {
+        self.root.group.iter().find_map(|id| self.calls.get(id.0)).map(|call| call.key.clone())
+    }
+
+    /// True when the present instant may make a difference before a body starts: not where steps alone were made, and
+    /// nothing else is waited for.
+    pub(crate) fn minds_time(&self) -> bool {
+        let is_step = |id: &CallId| self.calls.get(id.0).is_none_or(|call| matches!(call.spec, Spec::Step { .. }));
+        !(self.timers.is_empty()
+            && self.mail.is_empty()
+            && self.children.is_empty()
+            && self.nested.is_empty()
+            && self.unrecorded.is_empty()
+            && self.untold_patches.is_empty()
+            && self.root.group.iter().all(is_step))
+    }
+
+    fn seal_strict(&mut self, group: &mut [CallId], now: Timestamp) -> Result<(), Divergence> {
         let first = self.root.next_position;
         let count = u32::try_from(group.len()).unwrap_or(u32::MAX);
         self.root.next_position = first.saturating_add(count);
+        let chosen;
+        let places = if count == 1 {
+            &[first][..]
+        } else {
+            self.sort_group(group);
+            chosen = self.places(group, first, count);
+            &chosen
+        };
+        // Nothing takes effect unless everything matches: what a stalled flow leaves must suit the old code.
+        for (id, place) in group.iter().zip(places) {
+            let called = &self.calls[id.0].key;
+            if let Some(recorded) = self.root.recorded.get(place)
+                && recorded.key != *called
+            {
+                return Err(Divergence {
+                    path: CallPath::top(*place),
+                    recorded: Some(recorded.key.clone()),
+                    called: Some(called.clone()),
+                });
+            }
+        }
+        for (id, place) in group.iter().zip(places) {
+            let recorded = self.root.recorded.remove(place);
+            self.settle(*id, CallPath::top(*place), recorded, now);
+        }
+        Ok(())
+    }
+
+    /// The positions of a sorted group of calls, which takes those from `first` on.
+    fn places(&self, group: &[CallId], first: u32, count: u32) -> Vec<u32> {
         // First the calls that are where the history has them. Then, for each record that is left, a call that is
         // the same but was made at another place of the group, for a combinator may have polled its branches in
         // another order …
@@ -57,25 +104,7 @@ impl Journal {
         }
         // … then by position.
         let mut free = (first..first + count).filter(|position| !taken.contains(position));
-        let places: Vec<u32> = places.into_iter().filter_map(|place| place.or_else(|| free.next())).collect();
-        // Nothing takes effect unless everything matches: what a stalled flow leaves must suit the old code.
-        for (id, place) in group.iter().zip(&places) {
-            let called = &self.calls[id.0].key;
-            if let Some(recorded) = self.root.recorded.get(place)
-                && recorded.key != *called
-            {
-                return Err(Divergence {
-                    path: CallPath::top(*place),
-                    recorded: Some(recorded.key.clone()),
-                    called: Some(called.clone()),
-                });
-            }
-        }
-        for (id, place) in group.into_iter().zip(places) {
-            let recorded = self.root.recorded.remove(&place);
-            self.settle(id, CallPath::top(place), recorded, now);
-        }
-        Ok(())
+        places.into_iter().filter_map(|place| place.or_else(|| free.next())).collect()
     }
 
     fn seal_nested(&mut self, now: Timestamp) {
@@ -90,13 +119,31 @@ impl Journal {
             let Some(scope) = self.nested.get_mut(&owner) else { continue };
             let mut group = std::mem::take(&mut scope.group);
             self.sort_group(&mut group);
+            self.fix_limit(owner, now);
             for id in group {
                 let key = self.calls[id.0].key.clone();
                 let Some(scope) = self.nested.get_mut(&owner) else { break };
                 let (position, recorded) = scope.place(&key);
+                if recorded.is_none() && key.kind == CallKind::Step {
+                    let ordinal = scope.ordinal(&key);
+                    self.calls[id.0].reference = (ordinal > 1).then(|| ordinal.to_string().into());
+                }
                 self.settle(id, enclosing.child(position), recorded, now);
             }
         }
+    }
+
+    /// Records when the time of a step is up whose body makes a call: it may start again after a wait, and its time
+    /// must not.
+    fn fix_limit(&mut self, owner: CallId, now: Timestamp) {
+        let call = &mut self.calls[owner.0];
+        let (State::Running, Some(limit)) = (&call.state, &mut call.limit) else { return };
+        if std::mem::replace(&mut limit.recorded, true) {
+            return;
+        }
+        let (attempt, due_at) = (call.attempts + 1, Some(limit.at));
+        let record = Record { attempt, due_at, ..self.record(owner, Phase::Pending, now) };
+        self.append(record);
     }
 
     /// Steps that call steps that call steps … must end somewhere.
@@ -132,10 +179,16 @@ impl Journal {
         let replaying = self.is_replaying();
         let call = &mut self.calls[id.0];
         if matches!(call.state, State::Abandoned) || (call.orphan && recorded.is_some()) {
-            if strict && recorded.is_some_and(|recorded| recorded.outcome.is_some()) {
-                self.matched.insert(path.position(), None);
+            if let Some(recorded) = recorded.filter(|recorded| recorded.outcome.is_some()) {
+                if strict {
+                    self.matched.insert(path.position(), None);
+                }
+                if let Some(seq) = recorded.message() {
+                    self.give_back(seq, &path);
+                }
             }
-            self.calls.remove(id.0);
+            self.give_back_below(&path);
+            self.remove(id);
             return;
         }
         call.path = Some(path);
@@ -152,6 +205,7 @@ impl Journal {
         call.started_at = recorded.started_at;
         call.attempts = recorded.attempts;
         call.attempt_seq = recorded.attempt_seq;
+        call.begun = recorded.begun;
         if recorded.reference.is_some() {
             call.reference = recorded.reference;
         }
@@ -164,13 +218,26 @@ impl Journal {
             Some(RecordedOutcome { seq, at, phase, payload }) => {
                 call.state = State::Recorded { seq, at, outcome: Outcome { phase, payload } };
                 self.fresh.insert(seq, id);
+                let channel = Channel::signal(&call.key.name);
+                if let Some((seq, path)) = handed(call).map(|(seq, path)| (seq, path.clone())) {
+                    self.find_again(seq, &path, &channel);
+                }
             }
             None => {
                 call.state = match (&call.spec, recorded.retry_at) {
-                    (Spec::Step, Some(retry_at)) => State::Backoff(retry_at),
-                    (Spec::Step, None) => State::Idle,
+                    (Spec::Step { .. }, retry_at) => {
+                        // The code may have no limit any more.
+                        let due_at = recorded.due_at.filter(|_| matches!(call.spec, Spec::Step { limit: Some(_), .. }));
+                        call.limit = due_at.map(|at| TimeLimit { at, recorded: true, passed: false });
+                        // What is lost no longer waits.
+                        retry_at.filter(|_| !call.is_lost()).map_or(State::Idle, State::Backoff)
+                    }
                     _ => State::Waiting { due: recorded.due_at },
                 };
+                if let (Spec::Child { detached: true, .. }, Some(path)) = (&call.spec, &call.path) {
+                    // What is in the history was accepted, or there is a message that says otherwise.
+                    self.accepted.push(path.clone());
+                }
                 self.watch_for(id);
             }
         }
@@ -181,7 +248,7 @@ impl Journal {
         let call = &mut self.calls[id.0];
         call.started_at = now;
         let wait = match &call.spec {
-            Spec::Step => {
+            Spec::Step { .. } => {
                 call.state = State::Idle;
                 self.watch_for(id);
                 return;
@@ -196,18 +263,15 @@ impl Journal {
                     parent.path = path.clone();
                 }
                 self.batch.children.push(*flow);
-                if *detached || call.orphan {
-                    let (orphan, phase) = (call.orphan, if *detached { Phase::Completed } else { Phase::Pending });
+                if call.orphan {
+                    let phase = if *detached { Phase::Completed } else { Phase::Pending };
                     let record = self.record(id, phase, now);
-                    let seq = self.append(record);
-                    if orphan {
-                        self.remove(id);
-                        return;
-                    }
-                    let outcome = Outcome { phase: Phase::Completed, payload: Bytes::new() };
-                    self.calls[id.0].state = State::Recorded { seq, at: now, outcome };
-                    self.fresh.insert(seq, id);
+                    self.append(record);
+                    self.remove(id);
                     return;
+                }
+                if *detached {
+                    self.batch.starts.extend(call.path.clone());
                 }
                 Ok((None, true))
             }

@@ -1,14 +1,20 @@
 //! The loop of a worker.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use ergon_storage::{
     ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Commit, ExecutionLog, FlowState, Lease, Next, Timestamp, Topic,
     Watch,
 };
+use futures::future::join_all;
 use tokio::{
     sync::{Notify, watch},
     task::{JoinHandle, JoinSet},
+    time::Instant,
 };
 use tracing::Instrument;
 
@@ -16,21 +22,28 @@ use super::{WorkerOptions, leases::Leases, parking::Parking};
 use crate::{
     StorageError,
     context::Env,
-    drive::{Control, Drive, Driven, load},
+    drive::{Control, Drive, Driven, MESSAGES_MAX, complete, load},
     flow::FlowDef,
+    meter::Origin,
 };
 
 /// The most flows that one claim asks for.
 const CLAIM_MAX: usize = 256;
+/// A grace period that no clock could tell the end of is this one.
+const GRACE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 3_600);
+/// How long the log may take, at the end of a shutdown, to take back the flows whose steps did not end.
+const GIVING_BACK_MAX: Duration = Duration::from_secs(1);
 
 /// The parts of a worker that its tasks share.
 pub(super) struct Engine {
     log: Arc<dyn ExecutionLog>,
     env: Arc<Env>,
-    defs: HashMap<(Arc<str>, u32), FlowDef>,
+    defs: BTreeMap<(Arc<str>, u32), FlowDef>,
     target: ClaimTarget,
     options: WorkerOptions,
     leases: Leases,
+    /// Leases that were let go because the log did not answer. What the log does is no fault of the flow's.
+    let_go: Mutex<Vec<Lease>>,
     parking: Parking,
     /// A flow has left its slot.
     freed: Notify,
@@ -47,13 +60,14 @@ impl Engine {
     pub(super) fn new(
         log: Arc<dyn ExecutionLog>,
         env: Arc<Env>,
-        defs: HashMap<(Arc<str>, u32), FlowDef>,
+        defs: BTreeMap<(Arc<str>, u32), FlowDef>,
         types: Arc<[(Arc<str>, u32)]>,
         options: WorkerOptions,
     ) -> Self {
         let target = ClaimTarget::Queues { queues: options.queues.clone().into(), types };
-        let parking = Parking::new(options.parked_max);
-        Self { log, env, defs, target, options, leases: Leases::default(), parking, freed: Notify::new() }
+        let parking = Parking::new(options.parked_max, env.meters.clone());
+        let (leases, let_go, freed) = (Leases::default(), Mutex::default(), Notify::new());
+        Self { log, env, defs, target, options, leases, let_go, parking, freed }
     }
 
     pub(super) fn start(self) -> Running {
@@ -61,22 +75,28 @@ impl Engine {
         let (stop, stopped) = watch::channel(false);
         // Watch before the first claim: whatever comes after it is heard of.
         let queue = engine.log.watch(Topic::Queue);
-        let task = tokio::spawn(Arc::clone(&engine).run(queue, stopped));
+        let stop_order = Stop { ordered: stopped, grace: engine.options.grace, grace_ends_at: None };
+        let task = tokio::spawn(Arc::clone(&engine).run(queue, stop_order));
         Running { engine, stop, task: Some(task) }
     }
 
-    async fn run(self: Arc<Self>, queue: Watch, mut stopped: watch::Receiver<bool>) {
+    async fn run(self: Arc<Self>, queue: Watch, mut stop: Stop) {
         tracing::info!(worker = %self.options.name, slots = self.options.slots, "worker started");
         let heartbeat = tokio::spawn({
             let engine = Arc::clone(&self);
             async move { engine.keep_leases().await }
         });
+        let _slots = self.env.meters.slots(self.options.slots);
+        #[cfg(feature = "metrics")]
+        let _sampling = self.options.sampling.map(|every| Sampling::start(Arc::clone(&self.log), every));
         let mut flows = JoinSet::new();
-        self.claim_flows(queue, &mut stopped, &mut flows).await;
+        self.claim_flows(queue, &mut stop, &mut flows).await;
         self.leases.drain();
+        let grace_ends_at = stop.ordered().await;
         let ended = async { while flows.join_next().await.is_some() {} };
-        if tokio::time::timeout(self.options.grace, ended).await.is_err() {
-            let leases = self.leases.all();
+        let mut leases = Vec::new();
+        if tokio::time::timeout_at(grace_ends_at, ended).await.is_err() {
+            leases = self.leases.all();
             tracing::warn!(
                 worker = %self.options.name,
                 flows = leases.len(),
@@ -84,10 +104,12 @@ impl Engine {
             );
             self.leases.drop_flows();
             flows.shutdown().await;
-            for lease in leases {
-                // Whoever's commit came through no longer holds the lease; the others give it back.
-                let _ = self.log.release(&lease).await;
-            }
+        }
+        leases.append(&mut self.let_go());
+        // Whoever's commit came through no longer holds the lease; the others give it back.
+        let given_back = join_all(leases.iter().map(|lease| self.log.release(lease)));
+        if tokio::time::timeout(GIVING_BACK_MAX, given_back).await.is_err() {
+            tracing::warn!(worker = %self.options.name, "the log does not answer; the leases end by themselves");
         }
         heartbeat.abort();
         tracing::info!(worker = %self.options.name, "worker stopped");
@@ -102,19 +124,13 @@ impl Engine {
         }
     }
 
-    /// Claims flows whenever there may be some and there is a slot for them, until it is stopped. A claim that is
-    /// under way is waited for: what it claimed would otherwise belong to nobody until its lease ends.
-    async fn claim_flows(
-        self: &Arc<Self>,
-        mut queue: Watch,
-        stopped: &mut watch::Receiver<bool>,
-        flows: &mut JoinSet<()>,
-    ) {
+    /// Claims flows whenever there may be some and there is a slot for them, until it is stopped.
+    async fn claim_flows(self: &Arc<Self>, mut queue: Watch, stop: &mut Stop, flows: &mut JoinSet<()>) {
         // Whether the queue may hold more than was claimed last.
         let mut more = true;
         let mut next_due_at = None;
         let mut trouble = Backoff::default();
-        while !*stopped.borrow() {
+        while !stop.is_ordered() {
             while let Some(ended) = flows.try_join_next() {
                 if let Err(error) = ended
                     && error.is_panic()
@@ -124,9 +140,14 @@ impl Engine {
             }
             let free = self.options.slots.saturating_sub(self.leases.len());
             if more && free > 0 {
+                tokio::select! {
+                    () = self.give_back() => {}
+                    _ = stop.ordered() => continue,
+                }
                 let limit = free.min(CLAIM_MAX);
                 let asked_at = self.env.clock.now();
-                match self.claim(limit).await {
+                let Some(claimed) = self.claim(limit, stop).await else { return };
+                match claimed {
                     Ok(claimed) => {
                         trouble = Backoff::default();
                         more = claimed.flows.len() == limit;
@@ -141,7 +162,7 @@ impl Engine {
                         tracing::warn!(worker = %self.options.name, %error, ?delay, "flows could not be claimed");
                         tokio::select! {
                             () = tokio::time::sleep(delay) => {}
-                            _ = stopped.wait_for(|stop| *stop) => {}
+                            _ = stop.ordered() => {}
                         }
                     }
                 }
@@ -153,17 +174,48 @@ impl Engine {
             }
             tokio::select! {
                 maybe = self.wait(&mut queue, more, next_due_at) => more = maybe,
-                _ = stopped.wait_for(|stop| *stop) => {}
+                _ = stop.ordered() => {}
             }
         }
     }
 
-    async fn claim(&self, limit: usize) -> Result<Claimed, StorageError> {
+    /// Claims at most so many flows. A claim that is under way at the stop is waited for, within the grace period:
+    /// what it claimed would otherwise belong to nobody until its lease ends. `None` when that was in vain.
+    async fn claim(&self, limit: usize, stop: &mut Stop) -> Option<Result<Claimed, StorageError>> {
         let mut request = ClaimRequest::new(Arc::clone(&self.options.name), self.target.clone());
         request.limit = limit;
+        request.messages_max = MESSAGES_MAX;
         request.lease = self.options.lease;
         request.deliveries_max = self.options.deliveries_max;
-        self.log.claim(request).await
+        let mut claim = self.log.claim(request);
+        let grace_ends_at = tokio::select! {
+            biased;
+            claimed = &mut claim => return Some(claimed),
+            grace_ends_at = stop.ordered() => grace_ends_at,
+        };
+        self.leases.drain();
+        let claimed = tokio::time::timeout_at(grace_ends_at, claim).await.ok();
+        if claimed.is_none() {
+            tracing::warn!(worker = %self.options.name, "a claim is not answered; what it has claimed waits for others");
+        }
+        claimed
+    }
+
+    /// Gives back what was let go because the log did not answer, if it does now: such a claim is not counted as a
+    /// delivery. The log refuses where someone else has the flow by now.
+    async fn give_back(&self) {
+        loop {
+            // It stays on the list until the log has answered: a stop does not wait for that.
+            let Some(lease) = self.let_go().last().cloned() else { return };
+            if self.log.release(&lease).await.is_err_and(|error| error.is_retryable()) {
+                return;
+            }
+            self.let_go().retain(|left| *left != lease);
+        }
+    }
+
+    fn let_go(&self) -> MutexGuard<'_, Vec<Lease>> {
+        self.let_go.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until it makes sense to claim again. Returns whether there may be more to claim.
@@ -187,16 +239,21 @@ impl Engine {
         let lease = flow.lease.clone();
         self.leases.add(lease.clone(), Arc::clone(&control));
         let engine = Arc::clone(self);
-        flows.spawn(async move {
+        // In a box, for spawning moves a future several times, and this one is large.
+        flows.spawn(Box::pin(async move {
             // The slot is freed even when the task is aborted.
             let _slot = Slot { engine: &engine, lease: &lease };
+            let _held = engine.env.meters.slot();
             engine.drive(flow, control).await;
-        });
+        }));
     }
 
     async fn drive(&self, claimed: ClaimedFlow, control: Arc<Control>) {
         let (lease, info) = (claimed.lease.clone(), claimed.info.clone());
-        let machine = match self.parking.unpark(&claimed) {
+        let meter = self.env.meters.flow(&info.flow_type);
+        let parked = self.parking.unpark(&claimed);
+        meter.claimed(&info, if parked.is_some() { Origin::Memory } else { Origin::Log });
+        let machine = match parked {
             Some(machine) => {
                 machine.flow().journal().receive(claimed.messages);
                 machine
@@ -207,9 +264,25 @@ impl Engine {
             },
         };
         let span = tracing::info_span!("flow", id = %info.id, flow_type = %info.flow_type, epoch = lease.epoch);
-        let drive =
-            Drive::new(Arc::clone(&self.log), lease, info.deadline_at, self.options.drive.clone(), control, machine);
-        match drive.run().instrument(span).await {
+        let drive = Drive::new(
+            Arc::clone(&self.log),
+            lease.clone(),
+            info.deadline_at,
+            self.options.drive.clone(),
+            control,
+            machine,
+        );
+        let layers = &self.env.layers;
+        let driven = if layers.is_empty() {
+            drive.run().instrument(span).await
+        } else {
+            match Box::pin(layers.flow(&info, drive.run())).instrument(span).await {
+                Ok(driven) => driven,
+                Err(error) => self.stall(lease.clone(), format!("a middleware refused the flow: {error:#}")).await,
+            }
+        };
+        meter.driven(&driven, &info, self.env.clock.now());
+        match driven {
             Driven::Ended(state) => {
                 if matches!(state, FlowState::Failed | FlowState::Stalled) {
                     tracing::warn!(flow = %info.id, flow_type = %info.flow_type, %state, "flow ended");
@@ -217,34 +290,40 @@ impl Engine {
                     tracing::debug!(flow = %info.id, flow_type = %info.flow_type, %state, "flow ended");
                 }
             }
+            Driven::Continued => {
+                tracing::debug!(flow = %info.id, flow_type = %info.flow_type, run = info.run, "flow begins its next run");
+            }
             Driven::Suspended(machine) => {
                 tracing::debug!(flow = %info.id, "flow suspended");
                 self.parking.park(machine);
             }
-            Driven::Released | Driven::Lost => {}
+            Driven::Released | Driven::Refused => {}
+            Driven::Lost => self.let_go().push(lease),
         }
     }
 
-    async fn load(&self, claimed: ClaimedFlow, control: &Control) -> Option<Box<crate::machine::Machine>> {
-        let (lease, info) = (claimed.lease.clone(), &claimed.info);
+    async fn load(&self, mut claimed: ClaimedFlow, control: &Control) -> Option<Box<crate::machine::Machine>> {
+        let info = &claimed.info;
         let Some(def) = self.defs.get(&(Arc::clone(&info.flow_type), info.version)) else {
             tracing::error!(flow = %info.id, "the log gave a flow of a type that was not asked for");
-            let _ = self.log.release(&lease).await;
+            let _ = self.log.release(&claimed.lease).await;
             return None;
         };
         let mut trouble = Backoff::default();
         loop {
-            match load(&*self.log, &self.env, def, claimed.clone()).await {
-                Ok(machine) => return Some(Box::new(machine)),
-                // The flow is not given back: this delivery counts, and its lease bounds these tries.
+            match complete(&*self.log, &mut claimed).await {
+                Ok(()) => return Some(Box::new(load(&self.env, def, claimed))),
                 Err(error) if error.is_retryable() && self.env.clock.now() < control.until() => {
                     let delay = trouble.next();
-                    tracing::warn!(flow = %lease.flow, %error, ?delay, "the history cannot be read now");
+                    tracing::warn!(flow = %claimed.lease.flow, %error, ?delay, "the history cannot be read now");
                     tokio::time::sleep(delay).await;
                 }
                 Err(error) => {
+                    let lease = claimed.lease;
                     tracing::error!(flow = %lease.flow, error = ?error, "the history cannot be read");
-                    if !error.is_retryable() {
+                    if error.is_retryable() {
+                        self.let_go().push(lease);
+                    } else {
                         self.stall(lease, format!("the history cannot be read: {error}")).await;
                     }
                     return None;
@@ -253,12 +332,58 @@ impl Engine {
         }
     }
 
-    async fn stall(&self, lease: Lease, reason: String) {
+    async fn stall(&self, lease: Lease, reason: String) -> Driven {
         let mut commit = Commit::new(lease, 1);
         commit.next = Next::Stall { reason: reason.into(), build: Arc::clone(&self.options.drive.build) };
-        if let Err(error) = self.log.commit(commit).await {
-            tracing::error!(error = ?error, "the flow could not be stalled; its lease ends by itself");
+        match self.log.commit(commit).await {
+            Ok(_) => Driven::Ended(FlowState::Stalled),
+            Err(error) => {
+                tracing::error!(error = ?error, "the flow could not be stalled; its lease ends by itself");
+                Driven::Refused
+            }
         }
+    }
+}
+
+/// The order to stop, once it is given.
+struct Stop {
+    ordered: watch::Receiver<bool>,
+    grace: Duration,
+    /// Counted from when the order was first heard of.
+    grace_ends_at: Option<Instant>,
+}
+
+impl Stop {
+    fn is_ordered(&self) -> bool {
+        *self.ordered.borrow()
+    }
+
+    /// Waits for the order, and returns when the grace period ends.
+    async fn ordered(&mut self) -> Instant {
+        // Without anyone who could give it, it counts as given.
+        let _ = self.ordered.wait_for(|ordered| *ordered).await;
+        *self.grace_ends_at.get_or_insert_with(|| {
+            let now = Instant::now();
+            now.checked_add(self.grace).unwrap_or(now + GRACE_MAX)
+        })
+    }
+}
+
+/// The task that samples the log.
+#[cfg(feature = "metrics")]
+struct Sampling(JoinHandle<()>);
+
+#[cfg(feature = "metrics")]
+impl Sampling {
+    fn start(log: Arc<dyn ExecutionLog>, every: Duration) -> Self {
+        Self(tokio::spawn(crate::meter::sample(log, every)))
+    }
+}
+
+#[cfg(feature = "metrics")]
+impl Drop for Sampling {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -1,20 +1,19 @@
 //! The leases that a worker holds, renewed together.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use ergon_storage::{ExecutionLog, Lease, LeaseState};
 
-use crate::drive::Control;
+use crate::{drive::Control, numbers::NumberMap};
 
 /// The flows that run, and how long they may.
 #[derive(Default)]
 pub(crate) struct Leases {
     /// By the log's number for the flow.
-    held: Mutex<HashMap<u64, Held>>,
+    held: Mutex<NumberMap<u64, Held>>,
 }
 
 struct Held {
@@ -76,7 +75,11 @@ impl Leases {
                     let Some(held) = held.get(&lease.key).filter(|held| held.lease == *lease) else { continue };
                     match state {
                         LeaseState::Held => held.control.renewed(until),
-                        LeaseState::Lost | LeaseState::Cancelled => {
+                        LeaseState::Cancelled => {
+                            tracing::info!(flow = %lease.flow, "the flow was cancelled");
+                            held.control.cancel();
+                        }
+                        LeaseState::Lost => {
                             tracing::info!(flow = %lease.flow, ?state, "the flow is let go");
                             held.control.drop_flow();
                         }
@@ -96,7 +99,7 @@ impl Leases {
         again
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Held>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, NumberMap<u64, Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

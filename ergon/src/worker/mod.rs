@@ -4,16 +4,18 @@ mod engine;
 pub(crate) mod leases;
 mod parking;
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use ergon_storage::{ExecutionLog, NewFlow};
 
 use self::engine::Engine;
 use crate::{
     StorageError,
-    context::{Env, States},
+    context::{Env, Observer, States},
     drive::DriveOptions,
     flow::{Flow, FlowDef},
+    meter::metered,
+    middleware::{Layers, Middleware},
 };
 
 /// Claims flows of the registered types and runs them. A builder: [`start`](Worker::start) starts it.
@@ -28,6 +30,8 @@ pub struct Worker {
     log: Arc<dyn ExecutionLog>,
     flows: Vec<FlowDef>,
     states: States,
+    observer: Option<Arc<dyn Observer>>,
+    layers: Layers,
     options: WorkerOptions,
 }
 
@@ -42,6 +46,8 @@ struct WorkerOptions {
     parked_max: usize,
     grace: Duration,
     fallback: Duration,
+    #[cfg(feature = "metrics")]
+    sampling: Option<Duration>,
     drive: DriveOptions,
 }
 
@@ -52,9 +58,11 @@ impl Worker {
     /// A worker on this log, with 256 slots, for the queue `default`.
     pub fn new(log: impl ExecutionLog) -> Self {
         Self {
-            log: Arc::new(log),
+            log: metered(Arc::new(log)),
             flows: Vec::new(),
             states: States::default(),
+            observer: None,
+            layers: Layers::default(),
             options: WorkerOptions {
                 name: format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple()).into(),
                 slots: 256,
@@ -64,9 +72,12 @@ impl Worker {
                 parked_max: 1_000,
                 grace: Duration::from_secs(10),
                 fallback: Duration::from_secs(10),
+                #[cfg(feature = "metrics")]
+                sampling: None,
                 drive: DriveOptions {
                     moment: Duration::from_millis(50),
                     patience: Duration::from_secs(1),
+                    cancel_grace: Duration::from_secs(5),
                     build: build_id(),
                 },
             },
@@ -83,6 +94,19 @@ impl Worker {
     /// the same type replaces the first.
     pub fn with_state<T: Send + Sync + 'static>(mut self, state: T) -> Self {
         self.states.insert(state);
+        self
+    }
+
+    /// Surrounds flows and steps with this code, inside of what was given before it.
+    pub fn middleware(mut self, middleware: impl Middleware) -> Self {
+        self.layers.push(middleware);
+        self
+    }
+
+    /// Runs these flows, watched.
+    #[cfg(feature = "testing")]
+    pub(crate) fn observed(mut self, flows: Vec<FlowDef>, states: States, observer: Arc<dyn Observer>) -> Self {
+        (self.flows, self.states, self.observer) = (flows, states, Some(observer));
         self
     }
 
@@ -139,9 +163,25 @@ impl Worker {
         self
     }
 
+    /// How long a step that watches for the cancellation of its flow may go on after it; 5 s by default, by the log's
+    /// clock. See [`cancelled`](crate::cancelled()).
+    pub fn cancel_grace(mut self, cancel_grace: Duration) -> Self {
+        self.options.drive.cancel_grace = cancel_grace;
+        self
+    }
+
     /// How often the worker looks by itself, in case a hint was lost; 10 s by default, more than 0.
     pub fn fallback(mut self, fallback: Duration) -> Self {
         self.options.fallback = fallback;
+        self
+    }
+
+    /// Lets the worker count what the log holds, so often, for the gauges of flows and queues; by default it does not. A
+    /// log that takes long to count is asked less often: it is left alone for 20 times as long. All workers of a log would
+    /// see the same, so one of them is enough. Cargo feature `metrics`.
+    #[cfg(feature = "metrics")]
+    pub fn sampling(mut self, every: Duration) -> Self {
+        self.options.sampling = Some(every);
         self
     }
 
@@ -158,10 +198,14 @@ impl Worker {
     ///
     /// [`StartError`] for settings that cannot be, or when the log does not answer.
     pub async fn start(self) -> Result<WorkerHandle, StartError> {
-        let Self { log, flows, states, options } = self;
+        let Self { log, flows, states, observer, layers, options } = self;
         check(&options)?;
-        let mut defs: HashMap<(Arc<str>, u32), FlowDef> = HashMap::new();
+        let mut defs: BTreeMap<(Arc<str>, u32), FlowDef> = BTreeMap::new();
         for def in flows {
+            // Doubles need no database.
+            if observer.is_none() {
+                def.check(&*log)?;
+            }
             if let Some(first) = defs.insert((def.name.into(), def.version), def) {
                 return Err(StartError::DuplicateFlow {
                     name: def.name,
@@ -178,7 +222,7 @@ impl Worker {
         if offered > 0 {
             tracing::info!(worker = %options.name, offered, "flows that another build stalled are offered again");
         }
-        let env = Env { clock: log.clock(), states, payload_bytes_max: log.limits().payload_bytes_max };
+        let env = Env { observer, layers, ..Env::new(Arc::clone(&log), states) };
         let engine = Engine::new(log, Arc::new(env), defs, types, options);
         Ok(WorkerHandle { engine: engine.start() })
     }
@@ -223,7 +267,8 @@ pub struct WorkerHandle {
 
 impl WorkerHandle {
     /// Stops claiming, lets running steps end within the grace period, writes what they resulted in, and gives
-    /// all flows back, so that others go on at once. Returns when that is done.
+    /// all flows back, so that others go on at once. Returns when that is done, and also when the log does not answer:
+    /// at the latest a second after the grace period, and what could not be given back waits for its lease to end.
     pub async fn shutdown(mut self) {
         self.engine.shutdown().await;
     }

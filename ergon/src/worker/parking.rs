@@ -7,12 +7,13 @@ use std::{
 
 use ergon_storage::{ClaimedFlow, FlowId};
 
-use crate::machine::Machine;
+use crate::{machine::Machine, meter::Meters};
 
 /// A bounded number of machines, the longest parked of which goes first.
 pub(super) struct Parking {
     places: usize,
     inner: Mutex<Inner>,
+    meters: Meters,
 }
 
 #[derive(Default)]
@@ -23,8 +24,8 @@ struct Inner {
 }
 
 impl Parking {
-    pub(super) fn new(places: usize) -> Self {
-        Self { places, inner: Mutex::default() }
+    pub(super) fn new(places: usize, meters: Meters) -> Self {
+        Self { places, inner: Mutex::default(), meters }
     }
 
     pub(super) fn park(&self, machine: Box<Machine>) {
@@ -45,6 +46,7 @@ impl Parking {
             let evicted = (inner.machines.len() > self.places)
                 .then(|| inner.order.pop_first().and_then(|(_, id)| inner.machines.remove(&id)))
                 .flatten();
+            self.meters.parked(inner.machines.len());
             (former, evicted)
         };
     }
@@ -53,8 +55,12 @@ impl Parking {
     pub(super) fn unpark(&self, claimed: &ClaimedFlow) -> Option<Box<Machine>> {
         let (_, machine) = {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            if inner.machines.is_empty() {
+                return None;
+            }
             let parked = inner.machines.remove(&claimed.info.id)?;
             inner.order.remove(&parked.0);
+            self.meters.parked(inner.machines.len());
             parked
         };
         machine.fits(claimed).then_some(machine)

@@ -10,46 +10,51 @@ use serde::{Deserialize, Serialize};
 
 /// One figure of a round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Measure {
-    pub(crate) metric: String,
-    pub(crate) unit: String,
-    pub(crate) value: f64,
+pub struct Measure {
+    /// What it is a figure of.
+    pub metric: String,
+    /// Its unit.
+    pub unit: String,
+    /// How much.
+    pub value: f64,
 }
 
 impl Measure {
-    pub(crate) fn new(metric: impl Into<String>, unit: impl Into<String>, value: f64) -> Self {
+    /// A figure in any unit.
+    pub fn new(metric: impl Into<String>, unit: impl Into<String>, value: f64) -> Self {
         Self { metric: metric.into(), unit: unit.into(), value }
     }
 
     /// How many per second.
-    pub(crate) fn rate(metric: impl Into<String>, what: &str, count: usize, took: Duration) -> Self {
+    pub fn rate(metric: impl Into<String>, what: &str, count: usize, took: Duration) -> Self {
         Self::new(metric, format!("{what}/s"), number(count) / took.as_secs_f64())
     }
 
     /// A time, in the unit that suits what is measured.
-    pub(crate) fn micros(metric: impl Into<String>, time: Duration) -> Self {
+    pub fn micros(metric: impl Into<String>, time: Duration) -> Self {
         Self::new(metric, "µs", time.as_secs_f64() * 1e6)
     }
 
-    pub(crate) fn millis(metric: impl Into<String>, time: Duration) -> Self {
+    /// A longer time.
+    pub fn millis(metric: impl Into<String>, time: Duration) -> Self {
         Self::new(metric, "ms", time.as_secs_f64() * 1e3)
     }
 }
 
 /// A count as a float; the counts of a benchmark are far below 2⁵².
 #[allow(clippy::cast_precision_loss)]
-pub(crate) fn number(count: usize) -> f64 {
+pub fn number(count: usize) -> f64 {
     count as f64
 }
 
 /// A share of a time.
-pub(crate) fn each(total: Duration, count: usize) -> Duration {
+pub fn each(total: Duration, count: usize) -> Duration {
     total / u32::try_from(count.max(1)).unwrap_or(u32::MAX)
 }
 
 /// The processor time that this process has used, in user and system mode, over all threads; zero where the system
 /// does not tell.
-pub(crate) fn cpu() -> Duration {
+pub fn cpu() -> Duration {
     let time = |value: TimeVal| {
         let micros = value.num_microseconds();
         Duration::from_micros(micros.unsigned_abs())
@@ -58,13 +63,13 @@ pub(crate) fn cpu() -> Duration {
 }
 
 /// The processor time used since then.
-pub(crate) fn cpu_since(start: Duration) -> Duration {
+pub fn cpu_since(start: Duration) -> Duration {
     cpu().saturating_sub(start)
 }
 
 /// The memory that this process holds for itself, without files that are mapped, in bytes; `None` where the system
 /// does not tell.
-pub(crate) fn resident() -> Option<usize> {
+pub fn resident() -> Option<usize> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
     let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -72,7 +77,11 @@ pub(crate) fn resident() -> Option<usize> {
 }
 
 /// The bytes of all files in a folder.
-pub(crate) fn bytes_in(dir: &Path) -> std::io::Result<u64> {
+///
+/// # Errors
+///
+/// When the folder cannot be read.
+pub fn bytes_in(dir: &Path) -> std::io::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(dir)? {
         bytes += entry?.metadata()?.len();

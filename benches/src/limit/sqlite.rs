@@ -1,19 +1,18 @@
-//! The limit that SQLite sets: the rows that ergon writes, the same group commit, and nothing else.
+//! The limit that SQLite sets.
 //!
 //! One thread owns the connection and commits whatever waits in one transaction. The tables, the settings and the
-//! statements of a flow's way from enqueueing to its end are those of `SqliteExecutionLog`; what is missing is all
-//! that decides: no lanes, no due flows to look for (who runs a flow knows its number), no history to read, no
-//! mailbox, no values to encode.
+//! statements of a flow's way from enqueueing to its end are those of `SqliteExecutionLog`.
 
-use std::{path::Path, thread, time::SystemTime};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
 
+use ergon_bench_round::{Durability, Failure, Round};
 use rusqlite::{Connection, Statement, params};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{
-    case::{Case, Durability},
-    work::Failure,
-};
+use super::{Write, now_us};
 
 /// As many as the log takes.
 const INBOX_MAX: usize = 8_192;
@@ -65,29 +64,17 @@ const SCHEMA: &str = "
         payload BLOB NOT NULL
     ) STRICT;";
 
-/// What the thread is asked to write.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Write {
-    /// These flows, with their inputs.
-    Enqueue { first: i64, count: i64 },
-    /// That a worker has this flow; reads its input.
-    Claim { flow: i64 },
-    /// The outcome of a step.
-    Step { flow: i64, seq: i64 },
-    /// The outcome of the last step, and the end.
-    End { flow: i64, seq: i64 },
-}
-
 /// The thread's inbox. The thread ends with the last of them.
 #[derive(Debug, Clone)]
 pub(crate) struct Writer {
     inbox: mpsc::Sender<(Write, oneshot::Sender<()>)>,
+    ended: Arc<Mutex<Option<oneshot::Receiver<()>>>>,
 }
 
 impl Writer {
-    /// Makes the file and starts the thread; await the receiver for the thread's end, when all writers are gone.
-    pub(crate) fn start(case: &Case, dir: &Path) -> Result<(Self, oneshot::Receiver<()>), Failure> {
-        let conn = open(case, dir)?;
+    /// Makes the file and starts the thread.
+    pub(super) fn start(round: &Round) -> Result<Self, Failure> {
+        let conn = open(round)?;
         let (inbox, requests) = mpsc::channel(INBOX_MAX);
         let (ended, end) = oneshot::channel();
         thread::Builder::new().name("raw-write".into()).spawn(move || {
@@ -97,21 +84,29 @@ impl Writer {
             drop(conn);
             let _ = ended.send(());
         })?;
-        Ok((Self { inbox }, end))
+        Ok(Self { inbox, ended: Arc::new(Mutex::new(Some(end))) })
     }
 
     /// Writes this and waits until it is durable.
-    pub(crate) async fn write(&self, write: Write) -> Result<(), Failure> {
+    pub(super) async fn write(&self, write: Write) -> Result<(), Failure> {
         let (reply, done) = oneshot::channel();
         self.inbox.send((write, reply)).await.map_err(|_| "the raw writer is gone")?;
         Ok(done.await?)
     }
+
+    /// Lets the thread end, and waits until it has closed the file.
+    pub(super) async fn close(self) -> Result<(), Failure> {
+        let Self { inbox, ended } = self;
+        drop(inbox);
+        let ended = ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(ended.ok_or("it is closed already")?.await?)
+    }
 }
 
-fn open(case: &Case, dir: &Path) -> rusqlite::Result<Connection> {
-    let conn = Connection::open(dir.join("raw.db"))?;
+fn open(round: &Round) -> rusqlite::Result<Connection> {
+    let conn = Connection::open(round.dir.join("raw.db"))?;
     conn.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
-    conn.pragma_update(None, "synchronous", if case.durability == Durability::Full { "FULL" } else { "NORMAL" })?;
+    conn.pragma_update(None, "synchronous", if round.case.durability == Durability::Full { "FULL" } else { "NORMAL" })?;
     conn.pragma_update(None, "cache_size", -(8 << 10))?;
     conn.pragma_update(None, "temp_store", "MEMORY")?;
     conn.query_row("PRAGMA wal_autocheckpoint = 8000", [], |_| Ok(()))?;
@@ -208,11 +203,4 @@ impl<'c> Statements<'c> {
         self.insert_record.execute(params![(flow << SEQ_BITS) | seq, now, path, hash, &b"1234567"[..]])?;
         Ok(())
     }
-}
-
-/// There is no log here whose clock to ask.
-#[allow(clippy::disallowed_methods)]
-fn now_us() -> i64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_micros()).unwrap_or(i64::MAX)
 }

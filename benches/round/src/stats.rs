@@ -4,16 +4,21 @@ use std::time::Duration;
 
 /// What several rounds say about one figure.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Summary {
-    pub(crate) median: f64,
-    pub(crate) min: f64,
-    pub(crate) max: f64,
-    pub(crate) rounds: usize,
+pub struct Summary {
+    /// The middle one.
+    pub median: f64,
+    /// The least.
+    pub min: f64,
+    /// The greatest.
+    pub max: f64,
+    /// How many there are.
+    pub rounds: usize,
 }
 
 impl Summary {
     /// `None` without values.
-    pub(crate) fn of(values: &[f64]) -> Option<Self> {
+    #[must_use]
+    pub fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_unstable_by(f64::total_cmp);
         let (min, max) = (*sorted.first()?, *sorted.last()?);
@@ -26,19 +31,25 @@ impl Summary {
 
 /// Times, sorted, for their percentiles.
 #[derive(Debug, Clone)]
-pub(crate) struct Times(Vec<Duration>);
+pub struct Times(Vec<Duration>);
 
 impl Times {
-    pub(crate) fn new(mut times: Vec<Duration>) -> Self {
+    /// In any order.
+    #[must_use]
+    pub fn new(mut times: Vec<Duration>) -> Self {
         times.sort_unstable();
         Self(times)
     }
 
-    pub(crate) fn p50(&self) -> Duration {
+    /// The time that half of them do not exceed.
+    #[must_use]
+    pub fn p50(&self) -> Duration {
         self.percentile(50)
     }
 
-    pub(crate) fn p99(&self) -> Duration {
+    /// The time that 99 of 100 do not exceed.
+    #[must_use]
+    pub fn p99(&self) -> Duration {
         self.percentile(99)
     }
 

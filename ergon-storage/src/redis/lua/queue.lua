@@ -1,0 +1,426 @@
+-- Accepting flows, leasing them, giving them back.
+
+-- How a new flow's numbers come: its check, priority, when it starts (0 now, 1 at, 2 after), that instant or time, its
+-- time limit or -1, whether it is detached.
+local NEW_FLOW = '>I4i2Bi8i8B'
+
+-- The row of a flow as it comes in the arguments, without its number and lane.
+local function new_flow()
+    local check, priority, start_kind, start, timeout, detached = unpack_struct(NEW_FLOW, arg())
+    if start_kind == 0 then
+        start = now
+    elseif start_kind == 2 then
+        start = after(now, start)
+    end
+    local id, lane_name, parent, path, labels = argv[at + 1], argv[at + 2], argv[at + 3], argv[at + 4], argv[at + 5]
+    local header = argv[at + 6]
+    at = at + 6
+    return {
+        m = '', state = SCHEDULED, tail = 0, answer = 0, nonce = 0, check = check, epoch = 0, deliveries = 0,
+        records = 0, commit = 0, lane = 0, priority = priority, box = 0, last = 0, due = start, created = now,
+        start = start, started = NEVER, finished = NEVER,
+        deadline = timeout < 0 and NEVER or after(greatest(start, now), timeout), wake_at = NEVER,
+        detached = detached, id = id, worker = '', parent = parent, path = path, channels = '', reason = '',
+        build = '', again = '', labels = labels, size = #header, run = 1, run_number = 0, emitted = 0,
+        lane_name = lane_name, header = header,
+    }
+end
+
+-- Accepts a flow under this number; its id must be free.
+local function insert(r, flow_number)
+    local m = name_of(flow_number)
+    r.m, r.lane = m, lane_of(r.lane_name, r.priority)
+    if r.parent ~= '' then
+        -- Another program's key is found before anything is written.
+        call('ZCARD', prefix .. 'c:' .. r.parent)
+        zset('c:' .. r.parent)[m] = digits(flow_number)
+    end
+    if r.labels ~= '' then
+        check_labels(r.labels)
+        list_labels(r, r.labels, true)
+    end
+    rows[m], raws[m], new_headers[m] = r, false, r.header
+    zset('ids')[r.id] = digits(flow_number)
+    done(r)
+end
+
+-- Numbers that no flow has had; the first of them.
+local function take_numbers(amount)
+    local last = call('HINCRBY', prefix .. 'meta', 'last', digits(amount))
+    if last == amount then
+        call('HSET', prefix .. 'meta', 'schema', SCHEMA)
+    end
+    return last - amount + 1
+end
+
+-- True when two headers name the same type, of whatever version, and the same input.
+local function is_same(a, b)
+    local type_a, type_b = byte(a, 1), byte(b, 1)
+    if sub(a, 1, type_a + 1) ~= sub(b, 1, type_b + 1) then
+        return false
+    end
+    local queue_a, queue_b = byte(a, type_a + 6), byte(b, type_b + 6)
+    return sub(a, type_a + queue_a + 7) == sub(b, type_b + queue_b + 7)
+end
+
+local function header_of(m)
+    return new_headers[m] or call('GET', prefix .. 'i:' .. m)
+end
+
+-- The header of the present run.
+local function run_header_of(r)
+    if warm(r).run == 1 then
+        return header_of(r.m)
+    end
+    return run_headers[r.m] or call('GET', prefix .. 'j:' .. r.m)
+end
+
+-- True when two headers name the same type and version, and the same input.
+local function is_what_is_wanted(a, b)
+    local type_end = byte(a, 1) + 5
+    return sub(a, 1, type_end) == sub(b, 1, type_end) and is_same(a, b)
+end
+
+local function enqueue()
+    local amount = number()
+    local flows, ids, taken = {}, {}, {}
+    for place = 1, amount do
+        flows[place] = new_flow()
+        ids[place] = flows[place].id
+    end
+    for first = 1, amount, ARGS_MAX do
+        local found = call('ZMSCORE', prefix .. 'ids', unpack_list(ids, first, least(first + ARGS_MAX - 1, amount)))
+        for place = 1, #found do
+            taken[first + place - 1] = found[place]
+        end
+    end
+    local answers, new, next_number = {}, zset('ids'), take_numbers(amount)
+    for place = 1, amount do
+        local id = ids[place]
+        -- What this call has changed already.
+        local flow_number = new[id]
+        if flow_number == nil then
+            flow_number = taken[place]
+        end
+        if flow_number then
+            local header = header_of(name_of(to_number(flow_number)))
+            -- Without its header, nobody can say that it is the same.
+            answers[place] = header and is_same(header, flows[place].header) and 1 or 2
+        else
+            insert(flows[place], next_number)
+            answers[place] = 0
+            next_number = next_number + 1
+        end
+    end
+    return answers
+end
+
+local claim
+do
+    -- The priorities of these lanes, highest first, each with the names of its indexes.
+    local function sources(names)
+        local by_priority, priorities, all = {}, {}, {}
+        for index = 1, #names do
+            local known = call('HGET', prefix .. 'lanes', names[index])
+            if known then
+                local lane
+                for word in matches(known, '%S+') do
+                    if lane then
+                        local priority = to_number(word)
+                        local group = by_priority[priority]
+                        if not group then
+                            group = {}
+                            by_priority[priority] = group
+                            priorities[#priorities + 1] = priority
+                        end
+                        local suffix = lane .. ':' .. word
+                        group[#group + 1] = { short = 'q:' .. suffix, name = prefix .. 'q:' .. suffix, passed = 0 }
+                        group[#group + 1] = { short = 'w:' .. suffix, name = prefix .. 'w:' .. suffix, passed = 0 }
+                        all[#all + 1] = group[#group - 1].name
+                        all[#all + 1] = group[#group].name
+                    else
+                        lane = word
+                    end
+                end
+            end
+        end
+        sort(priorities, function(a, b) return a > b end)
+        local groups = {}
+        for index = 1, #priorities do
+            groups[index] = by_priority[priorities[index]]
+        end
+        return groups, all
+    end
+
+    local function is_before(a, b)
+        if a.score ~= b.score then
+            return a.score < b.score
+        end
+        return a.m < b.m
+    end
+
+    -- How many flows one claim looks at beyond those that it takes: what stays due is claimed next.
+    local PASSED_MAX = 2000
+    -- For how long a flow whose row cannot be read is left alone.
+    local POSTPONED = 60000000
+
+    -- Hands every due flow of a group to `take`, in the order in which they are claimed, while that wants more; those that
+    -- cannot be read go to `pass_over`.
+    local function each_due(group, wanted, take, pass_over)
+        local live, looked = {}, 0
+        for place = 1, #group do
+            if call('ZCOUNT', group[place].name, '-inf', text(now)) > 0 then
+                live[#live + 1] = group[place]
+            end
+        end
+        local more = #live > 0
+        while more and wanted() > 0 and looked < PASSED_MAX do
+            local page = least(wanted(), 1000)
+            local numbers, from, last = {}, {}, 0
+            if #live == 1 then
+                numbers = call(
+                        'ZRANGEBYSCORE', live[1].name, '-inf', text(now), 'LIMIT', digits(live[1].passed), digits(page)
+                    )
+                last = #numbers
+                more = last == page
+            else
+                local found = {}
+                more = false
+                for place = 1, #live do
+                    local source = live[place]
+                    local part = call(
+                        'ZRANGEBYSCORE', source.name, '-inf', text(now), 'WITHSCORES', 'LIMIT', digits(source.passed),
+                            digits(page)
+                    )
+                    more = more or #part == 2 * page
+                    for entry = 1, #part, 2 do
+                        found[#found + 1] = { m = part[entry], score = to_number(part[entry + 1]), source = source }
+                    end
+                end
+                sort(found, is_before)
+                -- The first of all are among the first of each.
+                last = least(#found, page)
+                more = more or #found > last
+                for place = 1, last do
+                    numbers[place], from[place] = found[place].m, found[place].source
+                end
+            end
+            fetch(numbers)
+            fetch_cold(numbers)
+            looked = looked + last
+            for place = 1, last do
+                if wanted() <= 0 then
+                    return
+                end
+                local source = from[place] or live[1]
+                source.passed = source.passed + 1
+                local r = row(numbers[place])
+                if r then
+                    take(r)
+                else
+                    pass_over(numbers[place], source.short)
+                end
+            end
+        end
+    end
+
+    -- How many bytes of a history and of a mailbox a claim answers with, and of all flows together, as far as one flow
+    -- does not exceed that by itself.
+    local FLOW_BYTES_MAX, CLAIM_BYTES_MAX = 1048576, 8388608
+
+    -- The first messages of a mailbox, and their bytes.
+    local function first_messages(r, limit)
+        local messages, bytes, last, amount = {}, 0, 0, 16
+        while #messages < limit and bytes < FLOW_BYTES_MAX do
+            local some = call(
+                'ZRANGEBYSCORE', prefix .. 'm:' .. r.m, '(' .. digits(last), '+inf', 'LIMIT', 0,
+                least(amount, limit - #messages)
+            )
+            for place = 1, #some do
+                messages[#messages + 1], bytes = some[place], bytes + #some[place]
+            end
+            if #some < amount then
+                break
+            end
+            last = unpack_struct('>I4', some[#some])
+        end
+        return messages, bytes
+    end
+
+    -- The beginning of a history and of a mailbox, and their bytes.
+    local function beginning(r, history_max, messages_max)
+        local history, messages, bytes = {}, {}, 0
+        local wanted = least(r.records, history_max)
+        if wanted > 0 then
+            bytes = each_part(prefix .. 'h:' .. r.m, 0, wanted, FLOW_BYTES_MAX, function(record)
+                history[#history + 1] = record
+            end)
+            if #history < wanted and bytes < FLOW_BYTES_MAX then
+                fail('the history has ' .. #history .. ' entries, by the row ' .. digits(r.records), 0)
+            end
+        end
+        if r.box > 0 and messages_max > 0 then
+            local more
+            messages, more = first_messages(r, messages_max)
+            bytes = bytes + more
+        end
+        return history, messages, bytes
+    end
+
+    claim = function()
+        settle()
+        local worker, nonce, lease, deliveries_max = arg(), number(), number(), number()
+        local history_max, messages_max, limit = number(), number(), number()
+        local single, names = arg(), {}
+        for place = 1, number() do
+            names[place] = arg()
+        end
+        local lease_end = after(now, lease)
+        local flows, claimed, by_number, bytes, is_full, unreadable = {}, {}, {}, 0, false, {}
+
+        local function stall(r, reason)
+            r.hot_bytes, r.cold_bytes = nil, nil
+            set(r, STALLED, NEVER, reason)
+            done(r)
+        end
+        local function take(r)
+            if r.deliveries >= deliveries_max then
+                stall(r)
+                return
+            end
+            if flows[1] and bytes + r.size > CLAIM_BYTES_MAX then
+                is_full = true
+                return
+            end
+            local history, messages, more = {}, {}, 0
+            if r.records > 0 or r.box > 0 then
+                local is_read, first, second, third = guard(beginning, r, history_max, messages_max)
+                if not is_read then
+                    stall(r, 'what is kept of it cannot be read: ' .. (first.err or first) .. '; mend it and retry')
+                    return
+                end
+                history, messages, more = first, second, third
+            end
+            set(r, RUNNING, lease_end)
+            r.commit, r.answer = 0, 0
+            if r.started == NEVER then
+                r.started = now
+            end
+            r.epoch, r.nonce, r.deliveries, r.worker = r.epoch + 1, nonce, r.deliveries + 1, worker
+            done(r)
+            r.hot_bytes, r.cold_bytes = encode(r), encode_cold(r)
+            bytes = bytes + r.size + more
+            local amount = #flows + 1
+            local answer = { r.m, r.hot_bytes, r.cold_bytes, false, history, messages }
+            claimed[amount], flows[amount], by_number[r.m] = r.m, answer, answer
+        end
+        local function wanted()
+            return bytes < CLAIM_BYTES_MAX and not is_full and limit - #flows or 0
+        end
+        local function pass_over(m, source)
+            unreadable[#unreadable + 1] = label(m)
+            zset(source)[m] = text(after(now, POSTPONED))
+        end
+
+        local groups, all = {}, {}
+        if single ~= '' then
+            single = find_id(single)
+            if single and warm(single).due ~= NEVER and single.due <= now and limit > 0 then
+                take(single)
+            end
+        else
+            groups, all = sources(names)
+            for place = 1, #groups do
+                each_due(groups[place], wanted, take, pass_over)
+            end
+        end
+        local found = 0
+        local in_first_run, in_later_run = {}, {}
+        for place = 1, #claimed do
+            local those = rows[claimed[place]].run == 1 and in_first_run or in_later_run
+            those[#those + 1] = claimed[place]
+        end
+        local function take_header(m, header)
+            found = found + 1
+            by_number[m][4] = header
+        end
+        get_many('i:', in_first_run, take_header)
+        get_many('j:', in_later_run, take_header)
+        local answers = flows
+        if found < #flows then
+            answers = {}
+            for place = 1, #flows do
+                if flows[place][4] then
+                    answers[#answers + 1] = flows[place]
+                else
+                    stall(rows[claimed[place]], 'what is kept of it cannot be read: its header is gone; mend it and retry')
+                end
+            end
+        end
+        settle_this()
+        local next_due = NEVER
+        if single and single ~= '' then
+            next_due = single.due
+        end
+        for place = 1, #all do
+            local first = try('ZRANGE', all[place], '0', '0', 'WITHSCORES')
+            if first[1] then
+                next_due = earlier(next_due, to_number(first[2]))
+            end
+        end
+        return { text(next_due), answers, unreadable }
+    end
+end
+
+-- The number of the flow that the next lease is for.
+local function next_leased()
+    lease_at = lease_at + 1
+    return leases[lease_at]
+end
+
+-- How the numbers of a lease come: nonce, check, epoch.
+local LEASE = '>I4I4I8'
+
+-- The row of the flow whose latest lease is the next one; nil when that is not it.
+local function leased(m, lease)
+    local nonce, check, epoch = unpack_struct(LEASE, lease)
+    local r = row(m)
+    if damaged[m] then
+        refuse(m, damaged[m])
+    end
+    if r and r.epoch == epoch and r.nonce == nonce and r.check == check then
+        return r
+    end
+end
+
+local function heartbeat()
+    local due = after(now, number())
+    local answers = {}
+    for place = 1, number() do
+        local m, lease = next_leased(), arg()
+        local is_read, r = guard(leased, m, lease)
+        if is_read and r and r.state == CANCELLED then
+            answers[place] = 2
+        elseif is_read and r and r.state == RUNNING and guard(warm, r) then
+            r.due = due
+            zset(due_key(r))[r.m] = text(due)
+            dirty_cold[r.m] = r
+            answers[place] = 0
+        else
+            -- Also one that cannot be read, which is no other's trouble.
+            answers[place] = 1
+        end
+    end
+    return answers
+end
+
+local function release()
+    local r = leased(next_leased(), arg())
+    if not r or r.state ~= RUNNING then
+        return 0
+    end
+    set(r, SCHEDULED, now)
+    r.deliveries = greatest(r.deliveries - 1, 0)
+    done(r)
+    return 1
+end

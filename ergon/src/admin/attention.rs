@@ -1,0 +1,150 @@
+//! What a person must look at.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use ergon_storage::{Count, Cursor, ExecutionLog, Filter, FlowInfo, FlowState, Timestamp};
+
+use crate::{StorageError, timeline::brief};
+
+/// For how long a flow that is due may wait for a worker before people are told.
+const NEGLECTED_AFTER: Duration = Duration::from_secs(60);
+
+/// Why a flow needs a person. With `{}` what happened and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Problem {
+    /// It has failed, for this reason.
+    Failed(Arc<str>),
+    /// It has come to a standstill, for this reason: its code does not match its history, its value cannot be read,
+    /// or the workers that had it died over it. Nothing is lost.
+    Stalled(Arc<str>),
+    /// It has been due for that long, and no worker has claimed it.
+    Neglected(Duration),
+}
+
+impl Problem {
+    /// What is wrong with a flow at this instant; `None` when it goes its way.
+    pub(super) fn of(info: &FlowInfo, now: Timestamp) -> Option<Self> {
+        let reason = || info.reason.clone().unwrap_or_else(|| "no reason given".into());
+        match info.state {
+            FlowState::Failed => Some(Self::Failed(reason())),
+            FlowState::Stalled => Some(Self::Stalled(reason())),
+            FlowState::Scheduled => {
+                let since = now.since(info.due_at?);
+                (since > NEGLECTED_AFTER).then_some(Self::Neglected(since))
+            }
+            _ => None,
+        }
+    }
+
+    /// What a person can do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Failed(_) => {
+                "mend the cause, then `retry`: the calls it failed with are made again, and nothing that succeeded is \
+                 repeated; or let it be, and `delete` it or have it pruned"
+            }
+            Self::Stalled(_) => {
+                "do what the reason says, then `retry`: it goes on where it stopped; a worker of another build is \
+                 offered what differs from its code when it starts; or `cancel` it"
+            }
+            Self::Neglected(_) => {
+                "start a worker that registers its type and version and claims from its queue, or more slots for those \
+                 that do; or `cancel` it"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(reason) => write!(f, "it failed: {reason}")?,
+            Self::Stalled(reason) => write!(f, "it is stalled: {reason}")?,
+            Self::Neglected(since) => write!(f, "no worker has claimed it for {}", brief(*since))?,
+        }
+        write!(f, "\n  to do: {}", self.remedy())
+    }
+}
+
+/// A flow that needs a person.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Troubled {
+    /// The flow.
+    pub flow: FlowInfo,
+    /// What is wrong, and what to do.
+    pub problem: Problem,
+}
+
+/// What needs a person. With `{}` a text to be read. Made by [`Admin::attention`](super::Admin::attention).
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Attention {
+    /// The flows that have failed or are stalled, in the order in which they were accepted.
+    pub flows: Vec<Troubled>,
+    /// Where the next page of them begins; `None` when this one reached the end.
+    pub next: Option<Cursor>,
+    /// The kinds of flows of which some have been due for more than a minute, and no worker has claimed them.
+    pub neglected: Vec<Count>,
+    /// When this was read, by the log's clock.
+    pub at: Timestamp,
+}
+
+impl Attention {
+    pub(super) async fn read(
+        log: &dyn ExecutionLog,
+        filter: &Filter,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<Self, StorageError> {
+        let now = log.clock().now();
+        let of = |states: &[FlowState]| {
+            let mut filter = filter.clone();
+            let named = std::mem::take(&mut filter.states);
+            filter.states.extend(states.iter().filter(|state| named.is_empty() || named.contains(state)));
+            (!filter.states.is_empty()).then_some(filter)
+        };
+        let mut attention = Self { at: now, ..Self::default() };
+        if let Some(filter) = of(&[FlowState::Failed, FlowState::Stalled]) {
+            let page = log.list(&filter, after, limit).await?;
+            let troubled = |flow: FlowInfo| Problem::of(&flow, now).map(|problem| Troubled { flow, problem });
+            attention.flows = page.flows.into_iter().filter_map(troubled).collect();
+            attention.next = page.next;
+        }
+        if let Some(filter) = of(&[FlowState::Scheduled]) {
+            let is_neglected = |count: &Count| count.oldest_due_at.is_some_and(|at| now.since(at) > NEGLECTED_AFTER);
+            attention.neglected = log.counts(&filter).await?.into_iter().filter(is_neglected).collect();
+        }
+        Ok(attention)
+    }
+
+    /// True when nothing needs a person.
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty() && self.neglected.is_empty()
+    }
+}
+
+impl fmt::Display for Attention {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return f.write_str("nothing needs a person");
+        }
+        for Troubled { flow, problem } in &self.flows {
+            writeln!(f, "{} {:?} (version {}): {problem}", flow.flow_type, flow.id, flow.version)?;
+        }
+        if self.next.is_some() {
+            writeln!(f, "… and more")?;
+        }
+        for count in &self.neglected {
+            let Count { flows, flow_type, version, queue, .. } = count;
+            let since = count.oldest_due_at.map(|at| self.at.since(at)).unwrap_or_default();
+            let problem = Problem::Neglected(since);
+            writeln!(
+                f,
+                "{flows} of {flow_type} (version {version}) in queue {queue:?}, at least one of them: {problem}"
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,173 @@
+//! Testing flows: time that skips, crashes at every write, doubles for steps, and histories replayed by new code.
+//!
+//! With the feature `testing`, best among the `[dev-dependencies]`:
+//!
+//! ```toml
+//! [dev-dependencies]
+//! ergon = { version = "0.1", features = ["testing"] }
+//! ```
+//!
+//! A [`Setup`] names the flow types and what they need, as a [`Worker`](crate::Worker) does. It starts a
+//! [`TestRuntime`]: a log in memory, a worker, and a clock that stands still until a test waits for something:
+//!
+//! ```
+//! use ergon::{prelude::*, testing::{Setup, crash_everywhere}};
+//!
+//! #[flow_type]
+//! struct Trial { user: String }
+//!
+//! #[flow_type]
+//! impl Trial {
+//!     #[flow]
+//!     async fn run(&self) -> ergon::Result<String> {
+//!         let mut asked = 0;
+//!         while asked < 3 {
+//!             sleep(Duration::from_secs(30 * 24 * 3600)).await;
+//!             self.remind().await?;
+//!             asked += 1;
+//!         }
+//!         Ok(format!("asked {} {asked} times", self.user))
+//!     }
+//!
+//!     #[step]
+//!     async fn remind(&self) -> ergon::Result<()> {
+//!         Ok(())
+//!     }
+//! }
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+//! // Ninety days in a moment.
+//! let runtime = Setup::new().register::<Trial>().start().await;
+//! let trial = runtime.scheduler().schedule(Trial { user: "ada".into() }).await?;
+//! assert_eq!(runtime.result(&trial).await?, "asked ada 3 times");
+//! assert_eq!(runtime.runs("remind"), 3);
+//!
+//! // The same, once for every point at which the process could die.
+//! let setup = || Setup::new().register::<Trial>();
+//! let report = crash_everywhere(setup, async |runtime| {
+//!     let trial = runtime.scheduler().schedule(Trial { user: "ada".into() }).await.unwrap();
+//!     runtime.result(&trial).await.unwrap()
+//! })
+//! .await;
+//! assert_eq!(report.result, "asked ada 3 times");
+//! # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Under test a flow that waits for something which is not durable is an error, not a warning: it fails.
+
+mod clock;
+mod crash;
+mod observer;
+mod replay;
+mod runtime;
+
+use std::{fmt, ops::RangeInclusive, sync::Arc};
+
+use ergon_storage::NewFlow;
+use serde::Serialize;
+
+use self::observer::{Double, Observer};
+pub use self::{
+    crash::{CrashReport, crash_everywhere},
+    observer::StepRun,
+    replay::Mismatch,
+    runtime::TestRuntime,
+};
+use crate::{
+    context::States,
+    flow::{Flow, FlowDef},
+};
+
+/// What a test runs: flow types, their state, and doubles for their steps.
+///
+/// Each [`start`](Self::start) begins with an empty log.
+#[derive(Clone)]
+#[must_use = "a setup does nothing unless it is started"]
+pub struct Setup {
+    flows: Vec<FlowDef>,
+    states: States,
+    doubles: Vec<Double>,
+    queues: Vec<Arc<str>>,
+}
+
+impl Setup {
+    /// A setup without flow types, for the queue `default`.
+    pub fn new() -> Self {
+        Self {
+            flows: Vec::new(),
+            states: States::default(),
+            doubles: Vec::new(),
+            queues: vec![NewFlow::DEFAULT_QUEUE.into()],
+        }
+    }
+
+    /// Runs flows of this type, as [`Worker::register`](crate::Worker::register).
+    pub fn register<F: Flow>(mut self) -> Self {
+        self.flows.push(FlowDef::of::<F>());
+        self
+    }
+
+    /// Gives flows and steps a value, as [`Worker::with_state`](crate::Worker::with_state). Clones of the setup and
+    /// all its runtimes share it.
+    pub fn with_state<T: Send + Sync + 'static>(mut self, state: T) -> Self {
+        self.states.insert(state);
+        self
+    }
+
+    /// The queues to run, instead of `default`.
+    pub fn queues<Q: Into<Arc<str>>>(mut self, queues: impl IntoIterator<Item = Q>) -> Self {
+        self.queues = queues.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Has every call of the steps of this name return `value` instead of running their bodies. Nothing else
+    /// changes: the outcome is recorded and replayed.
+    ///
+    /// # Panics
+    ///
+    /// When the value cannot be written as JSON. When it cannot be read as what the step returns, the attempt fails
+    /// and says so.
+    pub fn step_returns<T: Serialize + ?Sized>(mut self, step: &str, value: &T) -> Self {
+        self.doubles.push(Double::returns(step, value));
+        self
+    }
+
+    /// Has these attempts, counted from 1, of every call of the steps of this name fail with `error` instead of
+    /// running their bodies.
+    ///
+    /// # Panics
+    ///
+    /// As [`step_returns`](Self::step_returns).
+    pub fn step_fails<E: Serialize + ?Sized>(mut self, step: &str, attempts: RangeInclusive<u32>, error: &E) -> Self {
+        self.doubles.push(Double::fails(step, attempts, error));
+        self
+    }
+
+    /// Starts a worker on an empty log.
+    ///
+    /// # Panics
+    ///
+    /// When the worker cannot start, as [`Worker::start`](crate::Worker::start) would say: no flow type, or one
+    /// twice.
+    pub async fn start(self) -> TestRuntime {
+        TestRuntime::start(self, None).await
+    }
+
+    fn observer(&self) -> Arc<Observer> {
+        Arc::new(Observer::new(self.doubles.clone()))
+    }
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flows: Vec<_> = self.flows.iter().map(|def| (def.name, def.version)).collect();
+        f.debug_struct("Setup").field("flows", &flows).field("states", &self.states).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,140 @@
+//! What a test sees of the bodies of steps, and what it puts in their place.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    ops::RangeInclusive,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use ergon_storage::{CallPath, Commit, FlowId, Next};
+use serde::Serialize;
+
+use crate::context::{self, BodyRun};
+
+/// One run of a step's body, or of its double.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct StepRun {
+    /// The flow.
+    pub flow: FlowId,
+    /// The number of the flow's run, from 1.
+    pub run: u32,
+    /// The place of the call in the flow.
+    pub path: CallPath,
+    /// The name of the step.
+    pub step: &'static str,
+    /// The number of the attempt, from 1.
+    pub attempt: u32,
+}
+
+impl fmt::Display for StepRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { flow, run, path, step, attempt } = self;
+        write!(f, "attempt {attempt} of step {step:?}, call {path} of flow {flow:?}")?;
+        if *run > 1 { write!(f, " in run {run}") } else { Ok(()) }
+    }
+}
+
+/// What stands in for the body of a step.
+#[derive(Debug, Clone)]
+pub(super) struct Double {
+    step: String,
+    attempts: RangeInclusive<u32>,
+    outcome: Result<Bytes, Bytes>,
+}
+
+impl Double {
+    pub(super) fn returns<T: Serialize + ?Sized>(step: &str, value: &T) -> Self {
+        Self { step: step.into(), attempts: 1..=u32::MAX, outcome: Ok(encode(step, value)) }
+    }
+
+    pub(super) fn fails<E: Serialize + ?Sized>(step: &str, attempts: RangeInclusive<u32>, error: &E) -> Self {
+        Self { step: step.into(), attempts, outcome: Err(encode(step, error)) }
+    }
+}
+
+fn encode<T: Serialize + ?Sized>(step: &str, value: &T) -> Bytes {
+    match serde_json::to_vec(value) {
+        Ok(json) => json.into(),
+        Err(error) => panic!("the double of step {step:?} cannot be written as JSON: {error}"),
+    }
+}
+
+/// Watches the bodies of steps.
+#[derive(Debug)]
+pub(super) struct Observer {
+    doubles: Vec<Double>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    runs: Vec<StepRun>,
+    /// The calls whose outcome the log has taken in.
+    durable: HashMap<FlowId, HashSet<CallPath>>,
+    /// The first body that ran though its outcome was durable.
+    again: Option<StepRun>,
+}
+
+impl Observer {
+    pub(super) fn new(doubles: Vec<Double>) -> Self {
+        Self { doubles, inner: Mutex::default() }
+    }
+
+    /// The log has applied this commit.
+    pub(super) fn applied(&self, commit: &Commit) {
+        let mut inner = self.inner();
+        let durable = inner.durable.entry(commit.lease.flow.clone()).or_default();
+        for record in commit.records.iter().filter(|record| record.phase.is_outcome()) {
+            durable.insert(record.path.clone());
+        }
+        // The next run makes calls of its own.
+        if let Next::Continue { .. } = &commit.next {
+            durable.clear();
+        }
+        // A retry, the only way on from here, makes these calls again.
+        if let Next::Fail { again, .. } = &commit.next {
+            for path in again {
+                durable.remove(path);
+            }
+        }
+    }
+
+    /// The flow is claimed for the first time: what is known of this id was another flow's.
+    pub(super) fn is_new(&self, flow: &FlowId) {
+        self.inner().durable.remove(flow);
+    }
+
+    /// How many bodies have begun.
+    pub(super) fn runs_begun(&self) -> usize {
+        self.inner().runs.len()
+    }
+
+    pub(super) fn runs(&self) -> Vec<StepRun> {
+        self.inner().runs.clone()
+    }
+
+    /// The first body that ran though its outcome was durable.
+    pub(super) fn again(&self) -> Option<StepRun> {
+        self.inner().again.clone()
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl context::Observer for Observer {
+    fn begins(&self, BodyRun { flow, run, path, step, attempt }: BodyRun<'_>) -> Option<Result<Bytes, Bytes>> {
+        let run = StepRun { flow: flow.clone(), run, path: path.clone(), step, attempt };
+        // The last one that was given counts.
+        let double = self.doubles.iter().rev().find(|it| it.step == step && it.attempts.contains(&attempt));
+        let mut inner = self.inner();
+        if inner.durable.get(flow).is_some_and(|durable| durable.contains(path)) {
+            inner.again.get_or_insert_with(|| run.clone());
+        }
+        inner.runs.push(run);
+        double.map(|double| double.outcome.clone())
+    }
+}

@@ -1,0 +1,189 @@
+//! What operators are told, and what they do.
+
+use ergon::{
+    Filter, FlowState,
+    admin::{Problem, Wait},
+    prelude::*,
+    testing::{Setup, TestRuntime},
+};
+use expect_test::expect;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Waits for a timer, a signal with a time limit, a child, and the next attempt of a step, all at once.
+#[flow(timeout = "30d")]
+async fn order(id: u32) -> ergon::Result<u32> {
+    let approval = ergon::signal::<u32>("approval").timeout(HOUR * 48);
+    let ((), _, _, _) = tokio::join!(sleep(HOUR * 24), approval, child(part(id)), flaky());
+    Ok(id)
+}
+
+#[flow]
+async fn part(id: u32) -> ergon::Result<()> {
+    child(part_of_part(id)).id("grandchild").start_detached().await?;
+    let _: u32 = signal("ready").await?;
+    Ok(())
+}
+
+#[flow]
+async fn part_of_part(id: u32) -> ergon::Result<u32> {
+    Err(ergon::Error::new(format!("part {id} is out of stock")))
+}
+
+#[step(retry(max_attempts = 3, backoff = "2h"))]
+async fn flaky() -> ergon::Result<()> {
+    Err(ergon::Error::new("not yet"))
+}
+
+async fn runtime() -> TestRuntime {
+    Setup::new().register::<order>().register::<part>().register::<part_of_part>().start().await
+}
+
+#[tokio::test]
+async fn a_description_says_what_a_flow_waits_for() {
+    let runtime = runtime().await;
+    let scheduler = runtime.scheduler();
+    let handle = scheduler.schedule(order(7)).id("order-7").label("customer", "ada").await.unwrap();
+    runtime.idle().await;
+    handle.signal("other", &"hello").await.unwrap();
+    let described = scheduler.admin().describe(handle.id()).await.unwrap();
+    assert_eq!(described.info().state, FlowState::Suspended);
+    let start = described.info().created_at;
+    let after = |hours: u32| start.saturating_add(HOUR * hours);
+    let id = |text: &str| FlowId::new(text).unwrap();
+    let mut waits = described.waits.clone();
+    waits.sort_by_key(|wait| format!("{wait:?}"));
+    // A backoff has some randomness.
+    let Wait::Retry { at: retry_at, .. } = waits[1].clone() else { panic!("{waits:?}") };
+    assert!(retry_at > after(1) && retry_at <= after(3), "{retry_at}");
+    assert_eq!(
+        waits,
+        [
+            Wait::Child { flow: id("order-7/3"), state: Some(FlowState::Suspended) },
+            Wait::Retry { step: "flaky".into(), failed: 1, at: retry_at },
+            Wait::Signal { flow: id("order-7"), name: "approval".into(), until: Some(after(48)) },
+            Wait::TimeLimit(after(24 * 30)),
+            Wait::Timer { name: "sleep".into(), at: after(24) },
+        ]
+    );
+    assert_eq!((described.messages.len(), described.more_messages, described.more_children), (1, false, false));
+    assert_eq!(described.problem, None);
+    let [tree] = &described.children[..] else { panic!("{:?}", described.children) };
+    expect![[r#"
+        part "order-7/3" suspended
+          part_of_part "grandchild" failed (on its own): part 7 is out of stock
+    "#]]
+    .assert_eq(&tree.to_string());
+    let part = scheduler.admin().describe(&id("order-7/3")).await.unwrap();
+    assert_eq!(part.waits, [Wait::Signal { flow: id("order-7/3"), name: "ready".into(), until: None }]);
+    let text = described.to_string().replace(&start.to_string(), "START");
+    for line in [
+        "order \"order-7\" (version 1): suspended",
+        "  labels: customer=ada",
+        "scheduler.signal(\"order-7\", \"approval\", …) wakes it",
+        "for the end of child order-7/3, which is suspended",
+        "for attempt 2 of step \"flaky\"",
+        "   1  other  \"hello\"",
+        "attempt 1 failed",
+    ] {
+        assert!(text.contains(line), "{line:?} is in\n{text}");
+    }
+    let unknown = scheduler.admin().describe(&id("nobody")).await.unwrap_err();
+    assert_eq!(unknown.kind(), ergon::storage::ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn a_description_says_what_a_person_can_do() {
+    let runtime = runtime().await;
+    let scheduler = runtime.scheduler();
+    let failed = scheduler.schedule(part_of_part(9)).id("failed").await.unwrap();
+    runtime.idle().await;
+    let described = scheduler.admin().describe(failed.id()).await.unwrap();
+    assert!(matches!(&described.problem, Some(Problem::Failed(reason)) if reason.contains("part 9 is out of stock")));
+    assert!(described.waits.is_empty(), "{:?}", described.waits);
+    assert!(described.to_string().contains("needs a person: it failed: "), "{described}");
+}
+
+#[tokio::test]
+async fn all_that_needs_a_person_is_one_query_away() {
+    let runtime = runtime().await;
+    let admin = runtime.scheduler().admin();
+    assert!(admin.attention(&Filter::all(), None, 10).await.unwrap().is_empty());
+    for number in 0..5_u32 {
+        let id = format!("failed-{number}");
+        let scheduling = runtime.scheduler().schedule(part_of_part(number)).id(id);
+        scheduling.label("even", (number % 2 == 0).to_string()).await.unwrap();
+    }
+    // Nobody claims from this queue.
+    runtime.scheduler().schedule(order(1)).queue("forgotten").await.unwrap();
+    runtime.idle().await;
+    let page = admin.attention(&Filter::all(), None, 3).await.unwrap();
+    assert_eq!((page.flows.len(), page.neglected.len()), (3, 0));
+    runtime.advance(HOUR).await;
+    let rest = admin.attention(&Filter::all(), page.next, 3).await.unwrap();
+    let ids: Vec<_> = rest.flows.iter().map(|troubled| troubled.flow.id.as_str()).collect();
+    assert_eq!((ids, rest.next, rest.neglected.len()), (vec!["failed-3", "failed-4"], None, 1));
+    let text = rest.to_string();
+    assert!(text.contains("to do: mend the cause, then `retry`"), "{text}");
+    assert!(text.contains("1 of order (version 1) in queue \"forgotten\""), "{text}");
+    assert!(text.contains("no worker has claimed it for 1h"), "{text}");
+    let odd = Filter::all().with_label("even", "false");
+    assert_eq!(admin.attention(&odd, None, 10).await.unwrap().flows.len(), 2);
+    let completed = Filter::all().with_state(FlowState::Completed);
+    assert!(admin.attention(&completed, None, 10).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn many_flows_are_acted_upon_at_once() {
+    let runtime = runtime().await;
+    let admin = runtime.scheduler().admin();
+    let mine = Filter::all().with_label("batch", "7");
+    for number in 0..600_u32 {
+        let scheduling = runtime.scheduler().schedule(order(number)).queue("forgotten").id(format!("flow-{number}"));
+        scheduling.label("batch", if number < 590 { "7" } else { "8" }).await.unwrap();
+    }
+    let dry = admin.cancel_all(&mine, "enough").dry_run().await.unwrap();
+    assert_eq!((dry.done, dry.left_alone, dry.flows.len()), (590, 0, 100));
+    assert_eq!(admin.count(&mine.clone().with_state(FlowState::Scheduled)).await.unwrap(), 590, "nothing was done");
+    let some = admin.cancel_all(&mine, "enough").limit(5).await.unwrap();
+    assert_eq!(some.to_string(), "5 flows: flow-0, flow-1, flow-2, flow-3, flow-4");
+    assert_eq!(admin.cancel_all(&mine, "enough").dry_run().await.unwrap().done, 585);
+    assert_eq!(admin.cancel_all(&mine, "enough").await.unwrap().done, 585);
+    assert_eq!(admin.count(&Filter::all().with_reason("enough")).await.unwrap(), 590);
+    // Others are not touched, and states in which there is nothing to do count for nothing.
+    let completed = mine.clone().with_state(FlowState::Completed);
+    assert_eq!(admin.cancel_all(&completed, "enough").await.unwrap().done, 0);
+    assert_eq!(admin.retry_all(&mine).await.unwrap().done, 0);
+    assert_eq!(admin.delete_all(&mine.clone().with_state(FlowState::Cancelled)).await.unwrap().done, 590);
+    assert_eq!(admin.count(&Filter::all()).await.unwrap(), 10);
+    assert_eq!(admin.delete_all(&Filter::all()).await.unwrap().done, 0, "live flows stay");
+}
+
+#[tokio::test]
+async fn what_a_live_parent_waits_for_is_left_alone() {
+    let runtime = runtime().await;
+    let scheduler = runtime.scheduler();
+    let parent = scheduler.schedule(order(7)).id("order-7").await.unwrap();
+    runtime.idle().await;
+    scheduler.cancel(&FlowId::new("order-7/3").unwrap(), "enough").await.unwrap();
+    // The grandchild lives on its own, and has failed.
+    let report = scheduler.admin().delete_all(&Filter::all()).await.unwrap();
+    assert_eq!((report.to_string().as_str(), report.left_alone), ("1 flows, 1 left alone: grandchild", 1));
+    parent.cancel("enough").await.unwrap();
+    assert_eq!(scheduler.admin().delete_all(&Filter::all()).await.unwrap().done, 2);
+}
+
+#[tokio::test]
+async fn all_that_failed_is_retried_at_once() {
+    let runtime = runtime().await;
+    let scheduler = runtime.scheduler();
+    for number in 0..3 {
+        scheduler.schedule(part_of_part(number)).await.unwrap();
+    }
+    runtime.idle().await;
+    let failed = Filter::all().with_reason("is out of stock");
+    assert_eq!(scheduler.admin().retry_all(&failed).dry_run().await.unwrap().done, 3);
+    assert_eq!(scheduler.admin().retry_all(&failed).await.unwrap().done, 3);
+    runtime.idle().await;
+    assert_eq!(scheduler.admin().count(&failed).await.unwrap(), 3, "they fail again");
+}
