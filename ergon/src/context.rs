@@ -133,6 +133,8 @@ pub(crate) struct Identity {
     pub(crate) created_at: Timestamp,
     /// Where its children go that name no queue.
     pub(crate) queue: Arc<str>,
+    /// As the log has them.
+    pub(crate) labels: Labels,
 }
 
 impl Identity {
@@ -144,6 +146,7 @@ impl Identity {
             run: info.run,
             created_at: info.created_at,
             queue: Arc::clone(&info.queue),
+            labels: info.labels.clone(),
         }
     }
 }
@@ -176,7 +179,7 @@ pub(crate) struct FlowContext {
 
 impl FlowContext {
     pub(crate) fn new(identity: Identity, env: Arc<Env>, journal: Journal) -> Self {
-        let Identity { id, flow_type, version, run, created_at, queue } = identity;
+        let Identity { id, flow_type, version, run, created_at, queue, labels } = identity;
         Self {
             id,
             created_at,
@@ -186,7 +189,7 @@ impl FlowContext {
             flow_type: (flow_type, version),
             info: None,
             env,
-            labels: FlowLabels::default(),
+            labels: FlowLabels::new(labels),
             lease: Default::default(),
             journal: Mutex::new(journal),
             halt: Mutex::new(None),
@@ -194,12 +197,6 @@ impl FlowContext {
             cancellation: OnceLock::new(),
             watchers: AtomicIsize::new(0),
         }
-    }
-
-    /// The same flow with the labels that the log has.
-    pub(crate) fn with_labels(mut self, labels: Labels) -> Self {
-        self.labels = FlowLabels::new(labels);
-        self
     }
 
     /// True when there is something to write that the journal does not know of.
@@ -295,11 +292,12 @@ pub(crate) struct Context {
 #[derive(Debug)]
 pub(crate) struct StepContext {
     pub(crate) path: CallPath,
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) name: &'static str,
-    /// What names this call: the same in every life of the flow.
-    pub(crate) identity: String,
     pub(crate) args_hash: u64,
+    /// Which of the equal calls in its scope it is.
+    pub(crate) ordinal: u32,
+    /// The step whose body made the call.
+    pub(crate) outer: Option<Arc<StepContext>>,
     pub(crate) attempt: u32,
     /// Random numbers drawn so far.
     pub(crate) draws: AtomicU64,
@@ -313,6 +311,17 @@ pub(crate) struct StepContext {
 }
 
 impl StepContext {
+    /// What names this call: the same in every life of the flow.
+    pub(crate) fn identity(&self) -> String {
+        let Self { path, name, args_hash, ordinal, .. } = self;
+        match &self.outer {
+            // As long as nothing is recorded, changed code may have another step at the same place.
+            None => format!("{path} {name} {args_hash:016x}"),
+            // A body may make its calls in another order when it starts again: a place says little about a call.
+            Some(outer) => format!("{} {name} {args_hash:016x} {ordinal}", outer.identity()),
+        }
+    }
+
     /// How often the body has sent this message by now, this time included.
     pub(crate) fn count_sent(&self, hash: u64) -> u32 {
         let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -433,7 +442,7 @@ pub fn attempt() -> u32 {
 pub fn idempotency_key() -> String {
     let context = Context::current("ergon::idempotency_key()");
     let key = match context.step.as_deref() {
-        Some(step) => context.flow.key(&step.identity),
+        Some(step) => context.flow.key(&step.identity()),
         None => context.flow.key(""),
     };
     key.to_string()

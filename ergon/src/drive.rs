@@ -150,7 +150,7 @@ pub(crate) fn load(env: &Arc<Env>, def: &FlowDef, claimed: ClaimedFlow) -> Machi
     if *identity.queue == *Executor::QUEUE {
         identity.queue = NewFlow::DEFAULT_QUEUE.into();
     }
-    let mut flow = FlowContext::new(identity, Arc::clone(env), journal).with_labels(info.labels.clone());
+    let mut flow = FlowContext::new(identity, Arc::clone(env), journal);
     flow.info = (!env.layers.is_empty()).then(|| Arc::new(info));
     let future = (def.begin)(&input, env.payload_bytes_max).unwrap_or_else(|error| {
         flow.halt(Halt::Stall(format!(

@@ -225,7 +225,7 @@ fn sending<T: Serialize>(to: FlowId, mailbox: &Mailbox<T>, message: &T, key: Opt
     // Within a body, which may do other things when it starts again, a message is known by what it is, and by how often
     // it was sent; in a flow's own code by its place.
     let nth = match (&context.step, &hash.0) {
-        (Some(step), Ok(hash)) => Some((step.identity.clone(), step.count_sent(*hash))),
+        (Some(step), Ok(hash)) => Some((step.identity(), step.count_sent(*hash))),
         _ => None,
     };
     let mut draft = NewMessage::new(to, Channel::signal(&mailbox.name), payload);

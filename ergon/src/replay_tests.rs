@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ergon_storage::{CallKind, Channel, FlowId, ManualClock, Message, Phase, Record, Timestamp};
+use ergon_storage::{CallKind, Channel, FlowId, Labels, ManualClock, Message, Phase, Record, Timestamp};
 use futures::{
     StreamExt,
     future::BoxFuture,
@@ -438,6 +438,7 @@ fn live(seed: u64, life: u64, program: &Op, from: Durable, sent: Vec<Message>, c
         run: 1,
         created_at: Timestamp::EPOCH,
         queue: "q".into(),
+        labels: Labels::default(),
     };
     let flow = FlowContext::new(identity, Arc::new(env), journal);
     let flow = Arc::new(flow);

@@ -357,18 +357,12 @@ where
         self.timer = flow.meter.attempt(self.spec.name);
         let (path, args_hash, ordinal) = flow.journal().identity(self.call);
         let span = tracing::debug_span!("step", name = self.spec.name, path = %path, attempt = number);
-        let identity = match &self.context.step {
-            // As long as nothing is recorded, changed code may have another step at the same place.
-            None => format!("{path} {} {args_hash:016x}", self.spec.name),
-            // A body may make its calls in another order when it starts again: a place says little about a call.
-            Some(outer) => format!("{} {} {args_hash:016x} {ordinal}", outer.identity, self.spec.name),
-        };
         let step = StepContext {
             path,
-            #[cfg(any(feature = "sqlite", feature = "postgres"))]
             name: self.spec.name,
-            identity,
             args_hash,
+            ordinal,
+            outer: self.context.step.clone(),
             attempt: number,
             draws: AtomicU64::new(0),
             watches: OnceLock::new(),

@@ -32,7 +32,7 @@ impl Call {
             )
         };
         let number = step.transactions.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{} {:016x} {number}", step.identity, step.args_hash);
+        let name = format!("{} {:016x} {number}", step.identity(), step.args_hash);
         Self { context, name, step: step.name }
     }
 

@@ -177,8 +177,9 @@ impl Journal {
     }
 
     /// The same journal of a flow whose own code has emitted so many items.
-    pub(crate) fn with_emitted(self, emitted: u32) -> Self {
-        Self { emitted_before: emitted, ..self }
+    pub(crate) fn with_emitted(mut self, emitted: u32) -> Self {
+        self.emitted_before = emitted;
+        self
     }
 
     // ---- called by the flow's code -----------------------------------------------------------------------
