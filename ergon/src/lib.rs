@@ -215,7 +215,7 @@ pub use handle::{FlowError, FlowHandle};
 pub use labels::{remove_label, set_label};
 pub use mailbox::{Mailbox, Sending, send, send_once};
 pub use middleware::{Middleware, Next, NextFlow, NextStep, RunEnd, StepRun};
-pub use patch::patched;
+pub use patch::{deprecate_patch, patched};
 pub use progress::{Items, STREAM_NAME_BYTES_MAX, Source, Status, StatusWatch, StreamItem, emit, set_status};
 pub use retry::{RetryPolicy, Retryable};
 pub use saga::{FailedCompensation, Saga, SagaError, saga};

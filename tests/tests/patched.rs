@@ -18,6 +18,9 @@ both!(
     the_answer_is_the_same_in_every_round_of_a_loop,
     branches_that_have_gone_on_decide_for_all,
     the_order_in_which_branches_are_polled_decides_nothing,
+    a_flow_that_goes_the_old_way_stalls_when_that_is_gone,
+    a_deprecated_change_outlasts_a_crash_at_any_write,
+    the_removal_of_the_old_way_can_be_taken_back,
     a_name_has_a_length,
 );
 
@@ -62,6 +65,15 @@ deploys! {
         } else {
             work("b").await?;
         }
+        sleep(HOUR).await;
+        work("c").await
+    }
+    deprecated: {
+        sleep(HOUR).await;
+        work("a").await?;
+        ergon::deprecate_patch("instead of b");
+        work("x").await?;
+        work("y").await?;
         sleep(HOUR).await;
         work("c").await
     }
@@ -138,6 +150,10 @@ deploys! {
         ergon::patched(&"x".repeat(256));
         Ok(())
     }
+    no_name: {
+        ergon::deprecate_patch("");
+        Ok(())
+    }
 }
 
 async fn deploy<F: Flow>(log: &FaultyLog, trace: &Trace) -> WorkerHandle {
@@ -211,6 +227,18 @@ async fn flows_that_have_not_come_to_the_place_take_the_change_up(place: Place) 
 }
 
 async fn the_answer_outlasts_a_crash_at_any_write(place: Place) {
+    outlasts_a_crash_at_any_write::<patched::Trip, patched::Trip>(place).await;
+}
+
+/// One deploy dies, and the next one goes on: replays it makes see the change whichever of the two has written it.
+async fn a_deprecated_change_outlasts_a_crash_at_any_write(place: Place) {
+    let again = || if place.is_file() { Place::sqlite() } else { Place::memory() };
+    outlasts_a_crash_at_any_write::<patched::Trip, deprecated::Trip>(again()).await;
+    outlasts_a_crash_at_any_write::<deprecated::Trip, deprecated::Trip>(again()).await;
+    outlasts_a_crash_at_any_write::<deprecated::Trip, patched::Trip>(again()).await;
+}
+
+async fn outlasts_a_crash_at_any_write<First: Flow, Next: Flow>(place: Place) {
     for fault in [Fault::CrashBefore, Fault::CrashAfter] {
         for write in 1.. {
             let clock = ManualClock::new();
@@ -219,11 +247,11 @@ async fn the_answer_outlasts_a_crash_at_any_write(place: Place) {
             let trace = Trace::new();
             let dies = log.another();
             dies.order(write, fault);
-            let worker = deploy::<patched::Trip>(&dies, &trace).await;
+            let worker = deploy::<First>(&dies, &trace).await;
             let crashed = hour_by_hour(&dies, &clock, &flow).await;
             drop(worker);
             clock.advance(HOUR * 1_000);
-            let worker = deploy::<patched::Trip>(&log, &trace).await;
+            let worker = deploy::<Next>(&log, &trace).await;
             hour_by_hour(&log, &clock, &flow).await;
             soon("the result", flow.result()).await.unwrap();
             let mut ran = trace.take();
@@ -281,11 +309,50 @@ async fn the_order_in_which_branches_are_polled_decides_nothing(place: Place) {
     patched.shutdown().await;
 }
 
-async fn a_name_has_a_length(place: Place) {
-    let log = place.log().await;
-    let flow = Scheduler::new(log.clone()).schedule(long_name::Trip).await.unwrap();
-    let worker = deploy::<long_name::Trip>(&log, &Trace::new()).await;
-    let error = soon("the failure", flow.result()).await.unwrap_err().to_string();
-    assert!(error.contains("a patch's id has 1 to 255 bytes"), "{error}");
+async fn a_flow_that_goes_the_old_way_stalls_when_that_is_gone(place: Place) {
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    let flow = Scheduler::new(log.clone()).schedule(old::Trip).await.unwrap();
+    assert_eq!(hours::<old::Trip>(&log, &clock, &flow, 1).await, ["a", "b"]);
+    clock.advance(HOUR);
+    let before = log.history(flow.id(), 0, 100).await.unwrap();
+    let trace = Trace::new();
+    let worker = Worker::new(log.clone()).register::<deprecated::Trip>().with_state(trace.clone()).build("no old way");
+    let worker = worker.start().await.unwrap();
+    let stalled = state_of(&log, flow.id(), FlowState::Stalled).await;
+    let reason = stalled.reason.unwrap();
+    assert!(reason.starts_with("the flow goes by the code from before the change \"instead of b\""), "{reason}");
     worker.shutdown().await;
+    assert_eq!(log.history(flow.id(), 0, 100).await.unwrap(), before, "nothing is lost, and nothing written");
+    // Code with both ways is another build, and is offered it.
+    let worker = Worker::new(log.clone()).register::<patched::Trip>().with_state(trace.clone()).build("both ways");
+    let worker = worker.start().await.unwrap();
+    soon("the result", flow.result()).await.unwrap();
+    assert_eq!(trace.take(), ["c"]);
+    worker.shutdown().await;
+}
+
+async fn the_removal_of_the_old_way_can_be_taken_back(place: Place) {
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    let flow = Scheduler::new(log.clone()).schedule(old::Trip).await.unwrap();
+    assert!(hours::<old::Trip>(&log, &clock, &flow, 0).await.is_empty());
+    assert_eq!(hours::<deprecated::Trip>(&log, &clock, &flow, 1).await, ["a", "x", "y"]);
+    assert_eq!(told(&log, &flow).await, ["instead of b"]);
+    assert_eq!(hours::<patched::Trip>(&log, &clock, &flow, 1).await, ["c"]);
+    soon("the result", flow.result()).await.unwrap();
+}
+
+async fn a_name_has_a_length(place: Place) {
+    async fn refused<F: Flow<Output = (), Error = String>>(place: &Place, flow: F) {
+        let log = place.log().await;
+        let flow = Scheduler::new(log.clone()).schedule(flow).await.unwrap();
+        let worker = deploy::<F>(&log, &Trace::new()).await;
+        let error = soon("the failure", flow.result()).await.unwrap_err().to_string();
+        assert!(error.contains("a patch's id has 1 to 255 bytes"), "{error}");
+        worker.shutdown().await;
+    }
+    refused(&place, long_name::Trip).await;
+    let other = if place.is_file() { Place::sqlite() } else { Place::memory() };
+    refused(&other, no_name::Trip).await;
 }
