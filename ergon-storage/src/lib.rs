@@ -8,6 +8,8 @@
 //! history, [`NewFlow`] and [`FlowInfo`] are a flow before and after it is accepted, [`Commit`] is one step
 //! forward, [`ExecutionLog`] ties them together.
 //!
+//! [`CodecExecutionLog`] encrypts or compresses what any of them is given.
+//!
 //! # Writing another backend
 //!
 //! Implement [`ExecutionLog`], enable the `conformance` feature in your tests and run the suite in
@@ -16,6 +18,7 @@
 //! [ergon]: https://docs.rs/ergon
 
 mod clock;
+mod codec;
 mod commit;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -45,6 +48,7 @@ mod work;
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisExecutionLog, RedisOptions};
 pub use clock::{Clock, ManualClock, SystemClock};
+pub use codec::{CodecError, CodecExecutionLog, PayloadCodec, PayloadContext, PayloadKind};
 pub use commit::{Commit, CommitNow, Committed, Next, Wake};
 pub use error::{Error, ErrorKind, Result};
 pub use flow::{FlowInfo, FlowRecord, FlowState, NewFlow, Parent, Start};

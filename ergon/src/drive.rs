@@ -234,6 +234,8 @@ struct Look {
     messages: Vec<Message>,
     /// All that was looked for could be read, to its end.
     complete: bool,
+    /// Why what is there can never be read.
+    unreadable: Option<ergon_storage::Error>,
 }
 
 /// A commit that is over.
@@ -273,6 +275,8 @@ enum Event {
     Committed(Landed),
     Due,
     Mail { found: Look, overdue: Vec<u64> },
+    /// The mailbox, for this reason.
+    Unreadable(String),
     OutOfPatience,
 }
 
@@ -395,6 +399,7 @@ impl Drive {
             }
             match self.event().await {
                 Event::Woken | Event::Ordered | Event::Due | Event::OutOfPatience => {}
+                Event::Unreadable(reason) => return self.stall(reason).await,
                 Event::Mail { found, overdue } => {
                     self.awake = false;
                     let mut journal = flow.journal();
@@ -465,7 +470,10 @@ impl Drive {
             && let Poll::Ready(found) = mail.done.as_mut().poll(cx)
         {
             let overdue = self.mail.take().map(|mail| mail.overdue).unwrap_or_default();
-            return Poll::Ready(Event::Mail { found, overdue });
+            return Poll::Ready(match found.unreadable {
+                Some(error) => Event::Unreadable(format!("the mailbox cannot be read: {error}")),
+                None => Event::Mail { found, overdue },
+            });
         }
         if woken { Poll::Ready(Event::Woken) } else { Poll::Pending }
     }
@@ -822,6 +830,9 @@ async fn look(
                     to_the_end &= page.len() < MAIL_PAGE;
                     messages.extend(page);
                 }
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    return Look { messages: Vec::new(), complete: false, unreadable: Some(error) };
+                }
                 Err(error) => {
                     tracing::warn!(%flow, %error, "the mailbox could not be read");
                     trouble = true;
@@ -829,7 +840,7 @@ async fn look(
             }
         }
         if !messages.is_empty() || (once && !trouble) {
-            return Look { messages, complete: to_the_end && !trouble };
+            return Look { messages, complete: to_the_end && !trouble, unreadable: None };
         }
         let wait = if trouble { RETRY } else { FALLBACK };
         let _ = tokio::time::timeout(wait, watch.changed()).await;

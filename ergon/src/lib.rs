@@ -140,6 +140,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! [`CodecExecutionLog`] before any log encrypts or compresses what it is given.
+//!
 //! # Cargo features
 //!
 //! - `sqlite` (default): the embedded log in a file, `SqliteExecutionLog`.
@@ -198,8 +200,8 @@ pub use context::{attempt, flow_id, idempotency_key, is_replaying, now, random, 
 pub use continuation::{ContinueAsNew, continue_as_new};
 pub use ergon_macros::{flow, flow_type, step};
 pub use ergon_storage::{
-    self as storage, Count, Cursor, Error as StorageError, Filter, FlowId, FlowInfo, FlowPage, FlowState,
-    InMemoryExecutionLog, Labels, Timestamp, open,
+    self as storage, CodecError, CodecExecutionLog, Count, Cursor, Error as StorageError, Filter, FlowId, FlowInfo,
+    FlowPage, FlowState, InMemoryExecutionLog, Labels, PayloadCodec, PayloadContext, PayloadKind, Timestamp, open,
 };
 #[cfg(feature = "sqlite")]
 pub use ergon_storage::{Durability, SqliteExecutionLog, SqliteOptions};

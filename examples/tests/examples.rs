@@ -170,6 +170,24 @@ fn metrics_are_scraped() {
 }
 
 #[test]
+fn vault_keeps_its_secrets() {
+    let text = run("vault", &[]);
+    has(
+        &text,
+        &[
+            "bytes: \\x01\\x042025",
+            "Ada Lovelace at DE02 1203 0000 0000 2020 51, approved by Bob",
+            "look_up",
+            "the flow is stalled: what is stored of it cannot be decoded",
+            "by codec \"2025\": another key has encrypted it, or it was tampered with",
+            "Ada Lovelace at DE02 1203 0000 0000 2020 51, approved by Cleo",
+        ],
+    );
+    let stored = text.lines().next().unwrap();
+    assert!(!stored.contains("iban") && !stored.contains("DE02"), "{stored}");
+}
+
+#[test]
 fn order_runs_and_answers_again() {
     let timeline = [
         "attempt 3, key",

@@ -64,7 +64,7 @@ mod runtime;
 
 use std::{fmt, ops::RangeInclusive, sync::Arc};
 
-use ergon_storage::NewFlow;
+use ergon_storage::{NewFlow, PayloadCodec};
 use serde::Serialize;
 
 use self::observer::{Double, Observer};
@@ -89,6 +89,7 @@ pub struct Setup {
     states: States,
     doubles: Vec<Double>,
     queues: Vec<Arc<str>>,
+    codec: Option<Arc<dyn PayloadCodec>>,
 }
 
 impl Setup {
@@ -99,6 +100,7 @@ impl Setup {
             states: States::default(),
             doubles: Vec::new(),
             queues: vec![NewFlow::DEFAULT_QUEUE.into()],
+            codec: None,
         }
     }
 
@@ -118,6 +120,12 @@ impl Setup {
     /// The queues to run, instead of `default`.
     pub fn queues<Q: Into<Arc<str>>>(mut self, queues: impl IntoIterator<Item = Q>) -> Self {
         self.queues = queues.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Puts a codec before the log, as [`CodecExecutionLog::new`](crate::CodecExecutionLog::new).
+    pub fn codec(mut self, codec: impl PayloadCodec) -> Self {
+        self.codec = Some(Arc::new(codec));
         self
     }
 

@@ -2,7 +2,9 @@
 
 use std::{fmt, future::Future, pin::pin, sync::Arc, time::Duration};
 
-use ergon_storage::{Clock, ExecutionLog, Filter, FlowId, FlowInfo, FlowState, InMemoryExecutionLog, Timestamp};
+use ergon_storage::{
+    Clock, CodecExecutionLog, ExecutionLog, Filter, FlowId, FlowInfo, FlowState, InMemoryExecutionLog, Timestamp,
+};
 use futures::future::{Either, select};
 use tokio::{task::JoinHandle, time::Instant};
 
@@ -41,7 +43,11 @@ pub struct TestRuntime {
 impl TestRuntime {
     pub(super) async fn start(setup: Setup, crash: Option<Crash>) -> Self {
         let clock = TestClock::default();
-        let log: Arc<dyn ExecutionLog> = Arc::new(InMemoryExecutionLog::new().with_clock(Arc::new(clock.clone())));
+        let log = InMemoryExecutionLog::new().with_clock(Arc::new(clock.clone()));
+        let log: Arc<dyn ExecutionLog> = match &setup.codec {
+            Some(codec) => Arc::new(CodecExecutionLog::new(log, Arc::clone(codec))),
+            None => Arc::new(log),
+        };
         let observer = setup.observer();
         let process = CrashingLog::new(Arc::clone(&log), Arc::clone(&observer), crash);
         let worker = worker(&setup, &process, &observer);
