@@ -274,7 +274,10 @@ enum Event {
     Ordered,
     Committed(Landed),
     Due,
-    Mail { found: Look, overdue: Vec<u64> },
+    Mail {
+        found: Look,
+        overdue: Vec<u64>,
+    },
     /// The mailbox, for this reason.
     Unreadable(String),
     OutOfPatience,
