@@ -24,7 +24,7 @@ struct Decision {
 }
 
 /// What becomes of an expense; it is escalated when nobody answers in time.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum Verdict {
     Approved { by: String },
     Refused { by: String },
@@ -87,4 +87,38 @@ async fn main() -> ergon::Result<()> {
     }
     worker.shutdown().await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use ergon::testing::{Setup, crash_everywhere};
+
+    use super::*;
+
+    fn setup() -> Setup {
+        Setup::new().register::<Expense>()
+    }
+
+    fn hotel() -> Expense {
+        Expense { what: "hotel".into(), euros: 420 }
+    }
+
+    #[tokio::test]
+    async fn the_next_person_is_asked_when_nobody_answers() {
+        let runtime = setup().start().await;
+        let verdict = runtime.run(hotel()).await.unwrap();
+        assert_eq!(verdict, Verdict::Escalated { to: "the head of finance".into() });
+        assert_eq!(runtime.runs("ask"), 2);
+    }
+
+    #[tokio::test]
+    async fn no_crash_loses_an_answer() {
+        let report = crash_everywhere(setup, async |runtime| {
+            let hotel = runtime.scheduler().schedule(hotel()).id("hotel").await.unwrap();
+            hotel.signal("decision", &Decision { by: "ada".into(), approved: true }).await.unwrap();
+            runtime.result(&hotel).await.unwrap()
+        })
+        .await;
+        assert_eq!(report.result, Verdict::Approved { by: "ada".into() });
+    }
 }

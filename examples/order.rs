@@ -110,3 +110,45 @@ async fn main() -> ergon::Result<()> {
     worker.shutdown().await;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use ergon::testing::{Setup, TestRuntime, check_determinism, crash_everywhere};
+
+    use super::*;
+
+    fn setup() -> Setup {
+        Setup::new().register::<Order>()
+    }
+
+    /// What becomes of an order that ada approves.
+    async fn receipt(runtime: &TestRuntime) -> Result<String, String> {
+        let order = Order { item: "teapot".into(), cents: 2_400 };
+        let order = runtime.scheduler().schedule(order).id("order-7").await.unwrap();
+        order.signal("approval", &Approval { by: "ada".into() }).await.unwrap();
+        let receipt = runtime.result(&order).await;
+        receipt.map(|receipt| format!("{receipt:?}")).map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn whatever_ends_first_the_receipt_is_the_same() {
+        let report = check_determinism(setup, 8, receipt).await;
+        assert!(report.result.is_ok_and(|receipt| receipt.contains("payment 4711")));
+    }
+
+    #[tokio::test]
+    async fn a_crash_at_any_write_charges_with_the_same_key() {
+        let report = crash_everywhere(setup, receipt).await;
+        assert!(report.result.is_ok());
+        assert_eq!(report.body_runs_max["charge"], 2, "only an attempt that died is made again");
+    }
+
+    #[tokio::test]
+    async fn a_bank_that_never_answers_fails_the_order() {
+        let closed = ergon::Error::new("closed for ever");
+        let runtime = setup().step_fails("charge", 1..=5, &closed).start().await;
+        let error = receipt(&runtime).await.unwrap_err();
+        assert!(error.contains("closed for ever"), "{error}");
+        assert_eq!((runtime.runs("charge"), runtime.runs("ship")), (5, 0));
+    }
+}

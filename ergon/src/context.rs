@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::{
     cancel::Watching,
     error::{Error, ErrorKind},
+    flow::FlowEnd,
     journal::{CallId, CallKey, Journal, Place, Spec},
     labels::FlowLabels,
     meter::{FlowMeter, Meters},
@@ -73,8 +74,32 @@ impl fmt::Debug for Log {
 
 /// Watches the bodies of steps, and puts doubles in their places.
 pub(crate) trait Observer: fmt::Debug + Send + Sync {
-    /// An attempt of a step is about to begin. Returns the encoded outcome that stands for its body, if one does.
-    fn begins(&self, run: BodyRun<'_>) -> Option<Result<Bytes, Bytes>>;
+    /// An attempt of a step is about to begin.
+    fn begins(&self, run: BodyRun<'_>) -> Begin;
+    /// What stands for the code of the flows of a type, if something does.
+    fn stands_for(&self, flow_type: &str, version: u32) -> Option<FlowEnd>;
+}
+
+/// What is to become of an attempt of a step.
+#[derive(Debug, Default)]
+#[cfg_attr(not(feature = "testing"), allow(dead_code))]
+pub(crate) struct Begin {
+    /// What stands for the body, if something does.
+    pub(crate) stand_in: Option<StandIn>,
+    /// How many turns the body lets the others have before it begins.
+    pub(crate) turns: u32,
+}
+
+/// What stands for the body of a step.
+#[derive(Debug, Clone)]
+#[cfg_attr(not(feature = "testing"), allow(dead_code))]
+pub(crate) enum StandIn {
+    /// An encoded value or error.
+    Outcome(Result<Bytes, Bytes>),
+    /// A panic with this message.
+    Panic(Arc<str>),
+    /// Nothing, for ever.
+    Hang,
 }
 
 /// A body that is about to run.

@@ -152,7 +152,11 @@ pub(crate) fn load(env: &Arc<Env>, def: &FlowDef, claimed: ClaimedFlow) -> Machi
     }
     let mut flow = FlowContext::new(identity, Arc::clone(env), journal);
     flow.info = (!env.layers.is_empty()).then(|| Arc::new(info));
-    let future = (def.begin)(&input, env.payload_bytes_max).unwrap_or_else(|error| {
+    let begun = (def.begin)(&input, env.payload_bytes_max).map(|code| {
+        let double = env.observer.as_ref().and_then(|observer| observer.stands_for(def.name, def.version));
+        double.map_or(code, |end| Box::pin(std::future::ready(end)))
+    });
+    let future = begun.unwrap_or_else(|error| {
         flow.halt(Halt::Stall(format!(
             "{error}; give the changed type the old form, or give the flow a new version, then retry the flow"
         )));

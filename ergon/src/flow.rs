@@ -205,7 +205,7 @@ pub(crate) enum Failure<E> {
 }
 
 /// How the code of a flow ended.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum FlowEnd {
     Completed {
         result: Bytes,

@@ -19,7 +19,7 @@ use tracing::Span;
 
 use crate::{
     codec,
-    context::{BodyRun, Context, Halt, StepContext, Within, invalid},
+    context::{Begin, BodyRun, Context, Halt, StandIn, StepContext, Within, invalid},
     error::{Error, ErrorKind},
     fingerprint::{Sequences, fingerprint},
     flow::ErrorCaps,
@@ -215,6 +215,8 @@ struct Attempt<'a, T, E> {
     body: Running<'a, T, E>,
     wakers: Arc<BodyWaker>,
     waker: Waker,
+    /// Under test: how many turns the body lets the others have before it begins.
+    turns: u32,
     span: Span,
 }
 
@@ -317,7 +319,12 @@ where
         let _span = attempt.span.clone().entered();
         attempt.wakers.pass_on_to(cx.waker());
         let polled = catch_unwind(AssertUnwindSafe(|| {
-            let Attempt { within, body, waker, .. } = attempt;
+            let Attempt { within, body, waker, turns, .. } = attempt;
+            if *turns > 0 {
+                *turns -= 1;
+                waker.wake_by_ref();
+                return Poll::Pending;
+            }
             within.run(|| {
                 let polled = body.poll(&mut task::Context::from_waker(waker));
                 if polled.is_pending() && time_is_up {
@@ -372,7 +379,7 @@ where
         };
         let context = Context { flow: Arc::clone(flow), place: Place::Step(self.call), step: Some(Arc::new(step)) };
         let place = context.step.as_ref().map_or_else(|| CallPath::top(0), |step| step.path.clone());
-        let double = self.double(&context);
+        let (double, turns) = self.double(&context);
         let (mut within, body) = (Within::new(context), &mut self.body);
         let body = catch_unwind(AssertUnwindSafe(|| double.unwrap_or_else(|| within.run(body))))
             .map_err(|panic| Error::panic(&format!("step {:?}", self.spec.name), &*panic))?;
@@ -387,24 +394,29 @@ where
         tracing::debug!(parent: &span, "step starts");
         let wakers = Arc::new(BodyWaker { outer: Mutex::new(None) });
         let waker = Waker::from(Arc::clone(&wakers));
-        Ok(Attempt { within, number, body, wakers, waker, span })
+        Ok(Attempt { within, number, body, wakers, waker, turns, span })
     }
 
-    /// What stands for the body under test.
-    fn double(&self, context: &Context) -> Option<BoxFuture<'a, Result<T, E>>> {
-        let observer = self.context.flow.env.observer.as_ref()?;
-        let StepContext { path, attempt, .. } = context.step.as_deref()?;
+    /// What stands for the body under test, and how many turns it is late.
+    fn double(&self, context: &Context) -> (Option<BoxFuture<'a, Result<T, E>>>, u32) {
+        let (Some(observer), Some(step)) = (&self.context.flow.env.observer, &context.step) else { return (None, 0) };
+        let StepContext { path, attempt, .. } = &**step;
         let run =
             BodyRun { flow: &context.flow.id, run: context.flow.run, path, step: self.spec.name, attempt: *attempt };
-        let outcome = observer.begins(run)?;
+        let Begin { stand_in, turns } = observer.begins(run);
         let what = format!("what stands for step {:?}", self.spec.name);
-        Some(Box::pin(async move {
-            let outcome = match &outcome {
-                Ok(value) => codec::decode(&what, value).map(Ok),
-                Err(error) => codec::decode(&what, error).map(Err),
-            };
-            outcome.unwrap_or_else(|error| panic!("{error}"))
-        }))
+        let double = stand_in.map(|stand_in| -> BoxFuture<'a, _> {
+            Box::pin(async move {
+                let outcome = match stand_in {
+                    StandIn::Outcome(Ok(value)) => codec::decode(&what, &value).map(Ok),
+                    StandIn::Outcome(Err(error)) => codec::decode(&what, &error).map(Err),
+                    StandIn::Panic(message) => panic!("{message}"),
+                    StandIn::Hang => std::future::pending().await,
+                };
+                outcome.unwrap_or_else(|error| panic!("{error}"))
+            })
+        });
+        (double, turns)
     }
 
     /// Drops the body, within its context: what it made is dropped with it.

@@ -11,7 +11,7 @@ use std::{
 use ergon::{
     ErrorKind, FlowError, FlowState,
     prelude::*,
-    testing::{Setup, TestRuntime, crash_everywhere},
+    testing::{Setup, TestRuntime, check_determinism, crash_everywhere},
 };
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -469,4 +469,123 @@ async fn what_must_not_be_repeated_is_not() {
             .await;
     assert_eq!((report.result, report.body_runs_max["book"]), (42, 1));
     assert!(report.body_runs_max.contains_key("look_up"), "{report:?}");
+}
+
+#[tokio::test]
+async fn children_have_doubles() {
+    let order = || Order { approved_within: DAY };
+    let runtime = setup().flow_returns::<Parcel>(&"sent by a double".to_owned()).start().await;
+    assert_eq!(approved(&runtime).await, "stock, label, charged 42, approved by ada, sent by a double");
+    assert_eq!(runtime.runs("send"), 0);
+
+    let runtime = Setup::new().register::<Order>().flow_fails::<Parcel>("lost".into()).start().await;
+    let order = runtime.scheduler().schedule(order()).await.unwrap();
+    order.signal("approval", "ada").await.unwrap();
+    let error = runtime.result(&order).await.unwrap_err();
+    assert!(matches!(&error, FlowError::Failed(error) if error.contains("lost")), "{error:?}");
+}
+
+#[tokio::test]
+async fn attempts_panic_and_hang_on_demand() {
+    #[flow]
+    async fn measure() -> ergon::Result<u32> {
+        reading().await
+    }
+
+    #[step(retry(max_attempts = 5, backoff = "1s"), timeout = "10s")]
+    async fn reading() -> ergon::Result<u32> {
+        Ok(attempt())
+    }
+
+    let setup =
+        Setup::new().register::<measure>().step_panics("reading", 1..=1, "no power").step_hangs("reading", 2..=2);
+    let runtime = setup.start().await;
+    let began = runtime.now();
+    let flow = runtime.scheduler().schedule(measure()).await.unwrap();
+    assert_eq!(runtime.result(&flow).await.unwrap(), 3);
+    assert!(runtime.now().since(began) >= Duration::from_secs(10), "a time limit has passed");
+    let history = flow.history().await.unwrap().to_string();
+    assert!(history.contains("no power") && history.contains("10s"), "{history}");
+}
+
+/// Steps that are called in the order of a hash set are other calls in each replay.
+#[tokio::test]
+#[should_panic(expected = "a history is not replayed by the code that made it")]
+async fn calls_in_random_order_are_found() {
+    #[flow]
+    async fn greet_all(names: Vec<String>) -> ergon::Result<u32> {
+        let mut greeted = 0;
+        let names: HashSet<String> = names.into_iter().collect();
+        // All at once, so that no wait shows it earlier.
+        futures::future::try_join_all(names.into_iter().enumerate().map(|(place, name)| greet(place, name))).await?;
+        greeted += 1;
+        Ok(greeted)
+    }
+
+    #[step]
+    async fn greet(place: usize, name: String) -> ergon::Result<()> {
+        let _ = (place, name);
+        Ok(())
+    }
+
+    let names: Vec<String> = ('a'..='z').map(String::from).collect();
+    check_determinism(
+        || Setup::new().register::<greet_all>(),
+        4,
+        async |runtime| runtime.run(greet_all(names.clone())).await.unwrap(),
+    )
+    .await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "the result depends on the order in which steps end")]
+async fn results_that_depend_on_the_order_are_found() {
+    #[flow]
+    async fn race() -> ergon::Result<String> {
+        tokio::select! {
+            first = enter("hare") => first,
+            first = enter("tortoise") => first,
+        }
+    }
+
+    #[step]
+    async fn enter(who: &str) -> ergon::Result<String> {
+        Ok(who.into())
+    }
+
+    check_determinism(
+        || Setup::new().register::<race>(),
+        16,
+        async |runtime| {
+            let race = runtime.scheduler().schedule(race()).id("race").await.unwrap();
+            runtime.result(&race).await.unwrap()
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn what_ends_in_any_order_is_deterministic() {
+    #[flow]
+    async fn sum(count: u32) -> ergon::Result<u32> {
+        let numbers = ergon::try_map_concurrent(0..count, 8, |number| async move {
+            let twice = double(number).await?;
+            if twice % 3 == 0 {
+                sleep(DAY).await;
+            }
+            double(twice).await
+        });
+        Ok(numbers.await?.into_iter().sum())
+    }
+
+    #[step]
+    async fn double(number: u32) -> ergon::Result<u32> {
+        Ok(2 * number)
+    }
+
+    let report =
+        check_determinism(|| Setup::new().register::<sum>(), 12, async |runtime| runtime.run(sum(20)).await.unwrap())
+            .await;
+    assert_eq!((report.result, report.orders), (4 * 190, 12));
+    assert!(report.distinct_orders > 6, "{report:?}");
 }

@@ -1,4 +1,4 @@
-//! Testing flows: time that skips, crashes at every write, doubles for steps, and histories replayed by new code.
+//! Testing flows: time that skips, crashes at every write, other orders, doubles, and histories replayed by new code.
 //!
 //! With the feature `testing`, best among the `[dev-dependencies]`:
 //!
@@ -54,11 +54,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! And with the steps that run at the same time ending in one order after the other: [`check_determinism`].
+//!
 //! Under test a flow that waits for something which is not durable is an error, not a warning: it fails.
 
 mod clock;
 mod crash;
 mod observer;
+mod orders;
 mod replay;
 mod runtime;
 
@@ -67,12 +70,16 @@ use std::{fmt, ops::RangeInclusive, sync::Arc};
 use ergon_storage::{NewFlow, PayloadCodec};
 use serde::Serialize;
 
-use self::observer::{Double, Observer};
 pub use self::{
     crash::{CrashReport, crash_everywhere},
     observer::StepRun,
+    orders::{OrderReport, check_determinism},
     replay::Mismatch,
     runtime::TestRuntime,
+};
+use self::{
+    observer::{Double, FlowDouble, Observer},
+    replay::Check,
 };
 use crate::{
     context::States,
@@ -88,8 +95,13 @@ pub struct Setup {
     flows: Vec<FlowDef>,
     states: States,
     doubles: Vec<Double>,
+    flow_doubles: Vec<FlowDouble>,
     queues: Vec<Arc<str>>,
     codec: Option<Arc<dyn PayloadCodec>>,
+    /// How the histories of its flow types are replayed.
+    checks: Vec<Check>,
+    /// The order in which the bodies of concurrent steps end; without one that of the code.
+    order: Option<u64>,
 }
 
 impl Setup {
@@ -99,14 +111,49 @@ impl Setup {
             flows: Vec::new(),
             states: States::default(),
             doubles: Vec::new(),
+            flow_doubles: Vec::new(),
             queues: vec![NewFlow::DEFAULT_QUEUE.into()],
             codec: None,
+            checks: Vec::new(),
+            order: None,
         }
     }
 
     /// Runs flows of this type, as [`Worker::register`](crate::Worker::register).
     pub fn register<F: Flow>(mut self) -> Self {
         self.flows.push(FlowDef::of::<F>());
+        self.checks.push(Check::of::<F>());
+        self
+    }
+
+    /// Has every flow of this type complete with `output` instead of running its code: a double for a child that a
+    /// flow starts. In place of [`register`](Self::register), or after it.
+    ///
+    /// # Panics
+    ///
+    /// When the output cannot be written as JSON.
+    pub fn flow_returns<F: Flow>(self, output: &F::Output) -> Self {
+        self.double_flow::<F>(FlowDouble::returns::<F>(output))
+    }
+
+    /// Has every flow of this type fail with `error` instead of running its code, as
+    /// [`flow_returns`](Self::flow_returns).
+    ///
+    /// # Panics
+    ///
+    /// When the error cannot be written as JSON.
+    pub fn flow_fails<F: Flow>(self, error: F::Error) -> Self {
+        self.double_flow::<F>(FlowDouble::fails::<F>(error))
+    }
+
+    fn double_flow<F: Flow>(mut self, double: FlowDouble) -> Self {
+        let is_known = |def: &FlowDef| (def.name, def.version) == (double.name, double.version);
+        if !self.flows.iter().any(is_known) {
+            self.flows.push(FlowDef::of::<F>());
+        }
+        // Its code does not run: there is nothing to compare.
+        self.checks.retain(|check| (check.name, check.version) != (double.name, double.version));
+        self.flow_doubles.push(double);
         self
     }
 
@@ -152,6 +199,20 @@ impl Setup {
         self
     }
 
+    /// Has these attempts, counted from 1, of every call of the steps of this name panic with `message` instead of
+    /// running their bodies.
+    pub fn step_panics(mut self, step: &str, attempts: RangeInclusive<u32>, message: &str) -> Self {
+        self.doubles.push(Double::panics(step, attempts, message));
+        self
+    }
+
+    /// Has these attempts, counted from 1, of every call of the steps of this name wait for ever instead of running
+    /// their bodies, so that their time limit passes.
+    pub fn step_hangs(mut self, step: &str, attempts: RangeInclusive<u32>) -> Self {
+        self.doubles.push(Double::hangs(step, attempts));
+        self
+    }
+
     /// Starts a worker on an empty log.
     ///
     /// # Panics
@@ -163,7 +224,7 @@ impl Setup {
     }
 
     fn observer(&self) -> Arc<Observer> {
-        Arc::new(Observer::new(self.doubles.clone()))
+        Arc::new(Observer::new(self.doubles.clone(), self.flow_doubles.clone(), self.order))
     }
 }
 

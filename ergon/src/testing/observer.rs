@@ -11,7 +11,12 @@ use bytes::Bytes;
 use ergon_storage::{CallPath, Commit, FlowId, Next};
 use serde::Serialize;
 
-use crate::context::{self, BodyRun};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::{
+    context::{self, Begin, BodyRun, StandIn},
+    flow::{Failure, Flow, FlowEnd},
+};
 
 /// One run of a step's body, or of its double.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -41,23 +46,54 @@ impl fmt::Display for StepRun {
 pub(super) struct Double {
     step: String,
     attempts: RangeInclusive<u32>,
-    outcome: Result<Bytes, Bytes>,
+    stand_in: StandIn,
 }
 
 impl Double {
     pub(super) fn returns<T: Serialize + ?Sized>(step: &str, value: &T) -> Self {
-        Self { step: step.into(), attempts: 1..=u32::MAX, outcome: Ok(encode(step, value)) }
+        let value = encode(format_args!("step {step:?}"), value);
+        Self { step: step.into(), attempts: 1..=u32::MAX, stand_in: StandIn::Outcome(Ok(value)) }
     }
 
     pub(super) fn fails<E: Serialize + ?Sized>(step: &str, attempts: RangeInclusive<u32>, error: &E) -> Self {
-        Self { step: step.into(), attempts, outcome: Err(encode(step, error)) }
+        let error = encode(format_args!("step {step:?}"), error);
+        Self { step: step.into(), attempts, stand_in: StandIn::Outcome(Err(error)) }
+    }
+
+    pub(super) fn panics(step: &str, attempts: RangeInclusive<u32>, message: &str) -> Self {
+        Self { step: step.into(), attempts, stand_in: StandIn::Panic(message.into()) }
+    }
+
+    pub(super) fn hangs(step: &str, attempts: RangeInclusive<u32>) -> Self {
+        Self { step: step.into(), attempts, stand_in: StandIn::Hang }
     }
 }
 
-fn encode<T: Serialize + ?Sized>(step: &str, value: &T) -> Bytes {
+/// What stands for the code of a flow type.
+#[derive(Debug, Clone)]
+pub(super) struct FlowDouble {
+    pub(super) name: &'static str,
+    pub(super) version: u32,
+    pub(super) end: FlowEnd,
+}
+
+impl FlowDouble {
+    pub(super) fn returns<F: Flow>(output: &F::Output) -> Self {
+        let end = FlowEnd::Completed { result: encode(format_args!("flow {:?}", <F as Flow>::NAME), output) };
+        Self { name: <F as Flow>::NAME, version: <F as Flow>::VERSION, end }
+    }
+
+    pub(super) fn fails<F: Flow>(error: F::Error) -> Self {
+        let reason = crate::step::shorten(format!("{error:?}"));
+        let error = encode(format_args!("flow {:?}", <F as Flow>::NAME), &Failure::Error(error));
+        Self { name: <F as Flow>::NAME, version: <F as Flow>::VERSION, end: FlowEnd::Failed { error, reason } }
+    }
+}
+
+fn encode<T: Serialize + ?Sized>(of: fmt::Arguments<'_>, value: &T) -> Bytes {
     match serde_json::to_vec(value) {
         Ok(json) => json.into(),
-        Err(error) => panic!("the double of step {step:?} cannot be written as JSON: {error}"),
+        Err(error) => panic!("the double of {of} cannot be written as JSON: {error}"),
     }
 }
 
@@ -65,6 +101,9 @@ fn encode<T: Serialize + ?Sized>(step: &str, value: &T) -> Bytes {
 #[derive(Debug)]
 pub(super) struct Observer {
     doubles: Vec<Double>,
+    flow_doubles: Vec<FlowDouble>,
+    /// The order in which concurrent bodies begin; without one that of the code.
+    order: Option<u64>,
     inner: Mutex<Inner>,
 }
 
@@ -78,8 +117,17 @@ struct Inner {
 }
 
 impl Observer {
-    pub(super) fn new(doubles: Vec<Double>) -> Self {
-        Self { doubles, inner: Mutex::default() }
+    pub(super) fn new(doubles: Vec<Double>, flow_doubles: Vec<FlowDouble>, order: Option<u64>) -> Self {
+        Self { doubles, flow_doubles, order, inner: Mutex::default() }
+    }
+
+    /// How many turns the body waits.
+    fn turns(&self, BodyRun { run, path, attempt, .. }: BodyRun<'_>) -> u32 {
+        /// More than there are bodies at once in most flows: those that wait equally long keep their order.
+        const TURNS_MAX: u64 = 64;
+        let Some(order) = self.order else { return 0 };
+        let place = xxh3_64_with_seed(format!("{run} {path} {attempt}").as_bytes(), order);
+        u32::try_from(place % TURNS_MAX).unwrap_or_default()
     }
 
     /// The log has applied this commit.
@@ -126,7 +174,8 @@ impl Observer {
 }
 
 impl context::Observer for Observer {
-    fn begins(&self, BodyRun { flow, run, path, step, attempt }: BodyRun<'_>) -> Option<Result<Bytes, Bytes>> {
+    fn begins(&self, body: BodyRun<'_>) -> Begin {
+        let BodyRun { flow, run, path, step, attempt } = body;
         let run = StepRun { flow: flow.clone(), run, path: path.clone(), step, attempt };
         // The last one that was given counts.
         let double = self.doubles.iter().rev().find(|it| it.step == step && it.attempts.contains(&attempt));
@@ -135,6 +184,11 @@ impl context::Observer for Observer {
             inner.again.get_or_insert_with(|| run.clone());
         }
         inner.runs.push(run);
-        double.map(|double| double.outcome.clone())
+        Begin { stand_in: double.map(|double| double.stand_in.clone()), turns: self.turns(body) }
+    }
+
+    fn stands_for(&self, flow_type: &str, version: u32) -> Option<FlowEnd> {
+        let mut doubles = self.flow_doubles.iter().rev();
+        doubles.find(|double| double.name == flow_type && double.version == version).map(|double| double.end.clone())
     }
 }

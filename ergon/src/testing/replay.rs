@@ -79,6 +79,26 @@ impl Setup {
     }
 }
 
+/// How the histories of one flow type are replayed.
+#[derive(Clone, Copy)]
+pub(super) struct Check {
+    pub(super) name: &'static str,
+    pub(super) version: u32,
+    replay: fn(&Setup, &History) -> Result<(), Mismatch>,
+}
+
+impl Check {
+    pub(super) fn of<F: Flow>() -> Self {
+        Self { name: <F as Flow>::NAME, version: <F as Flow>::VERSION, replay: Setup::replay::<F> }
+    }
+
+    /// Replays a history, if it is one of this type.
+    pub(super) fn run(&self, setup: &Setup, history: &History) -> Option<Result<(), Mismatch>> {
+        let is_mine = *history.info.flow_type == *self.name && history.info.version == self.version;
+        is_mine.then(|| (self.replay)(setup, history))
+    }
+}
+
 /// True when two payloads are the same value: a map or a set comes in another order each time it is written.
 fn is_same<T: Serialize + DeserializeOwned>(then: &[u8], now: &[u8]) -> bool {
     let sorted = |json: &[u8]| codec::sorted(json).unwrap_or_else(|| json.to_vec());
