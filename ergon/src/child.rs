@@ -141,12 +141,19 @@ impl<F: Flow> Child<F> {
         });
         let args_hash = fingerprint(&self.flow, Sequences::Ordered).unwrap_or_default();
         let parent = Parent { id: flow.id.clone(), path: CallPath::top(0), detached };
+        let labels = self.labels;
+        #[cfg(feature = "opentelemetry")]
+        let labels = {
+            let mut labels = labels;
+            flow.labels.look(|parent| crate::spans::child(parent, flow.id.as_str(), flow.created_at, &mut labels));
+            labels
+        };
         let new = NewFlow::new(id, name, <F as Flow>::VERSION, input)
             .with_queue(self.queue.unwrap_or_else(|| Arc::clone(&flow.queue)))
             .with_priority(self.priority)
             .with_start(self.start)
             .with_timeout(<F as Flow>::TIMEOUT)
-            .with_labels(self.labels)
+            .with_labels(labels)
             .with_parent(parent);
         let limits = flow.env.limits();
         if let Err(error) = new.check(flow.env.clock.now(), &limits) {

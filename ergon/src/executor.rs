@@ -21,6 +21,7 @@ use crate::{
     meter::{Origin, metered},
     middleware::{Layers, Middleware},
     scheduler::Entry,
+    spans,
     worker::{Worker, build_id, leases::Leases},
 };
 
@@ -225,7 +226,7 @@ impl Executor {
             }
         };
         let driven = tokio::select! {
-            driven = Box::pin(env.layers.flow(&info, drive.run())) => driven,
+            driven = Box::pin(spans::in_executor(&info, lease.epoch, env.layers.flow(&info, drive.run()))) => driven,
             () = renew => Ok(Driven::Lost),
         };
         let driven = match driven {

@@ -107,6 +107,12 @@ impl FlowLabels {
         state.wanted.check()
     }
 
+    /// Looks at the labels that the log has.
+    #[cfg(feature = "opentelemetry")]
+    pub(crate) fn look<R>(&self, look: impl FnOnce(&Labels) -> R) -> R {
+        look(&self.state.lock().unwrap_or_else(PoisonError::into_inner).written)
+    }
+
     /// The labels that the next commit is to write, if they differ from those of the log.
     pub(crate) fn unwritten(&self) -> Option<Labels> {
         if !self.touched.load(Ordering::Acquire) {

@@ -149,6 +149,8 @@
 //! - `postgres`: the log on a PostgreSQL server, for any number of machines, `PostgresExecutionLog`.
 //! - `metrics`: counters, gauges and histograms for the recorder of the `metrics` facade that the program installs before
 //!   it makes a worker, a scheduler or an executor; docs/metrics.md has their names.
+//! - `opentelemetry`: the spans of a flow and of its children are in one trace, over processes and suspensions; see
+//!   docs/tracing.md.
 //! - `testing`: time that skips, crashes at every write and doubles for steps, for the tests of flows.
 
 // The macros name this crate by its path; its own tests and examples do too.
@@ -181,6 +183,7 @@ mod retry;
 mod saga;
 mod scheduler;
 mod signal;
+mod spans;
 mod step;
 mod timeline;
 mod timer;

@@ -335,11 +335,18 @@ impl<F: Flow> Entry<F> {
                     let kind = if error.is_retryable() { ErrorKind::Invalid } else { ErrorKind::TooLarge };
                     StorageError::new(kind, error.to_string()).with_flow(&id)
                 })?;
+        let labels = self.labels;
+        #[cfg(feature = "opentelemetry")]
+        let labels = {
+            let mut labels = labels;
+            crate::spans::scheduled(id.as_str(), name, &mut labels);
+            labels
+        };
         let mut new = NewFlow::new(id, name, <F as Flow>::VERSION, input)
             .with_priority(self.priority)
             .with_start(self.start)
             .with_timeout(<F as Flow>::TIMEOUT)
-            .with_labels(self.labels);
+            .with_labels(labels);
         if let Some(queue) = self.queue {
             new = new.with_queue(queue);
         }

@@ -27,6 +27,7 @@ use crate::{
     meter::{AttemptEnd, StepTimer},
     middleware::{Layers, NotDone, StepRun, Surrounded},
     retry::RetryPolicy,
+    spans,
 };
 
 /// What the attribute of a step says.
@@ -363,7 +364,7 @@ where
         let flow = &self.context.flow;
         self.timer = flow.meter.attempt(self.spec.name);
         let (path, args_hash, ordinal) = flow.journal().identity(self.call);
-        let span = tracing::debug_span!("step", name = self.spec.name, path = %path, attempt = number);
+        let span = spans::step(self.spec.name, &path, number);
         let step = StepContext {
             path,
             name: self.spec.name,

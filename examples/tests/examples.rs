@@ -170,6 +170,18 @@ fn metrics_are_scraped() {
 }
 
 #[test]
+fn otel_shows_one_trace() {
+    let text = run("otel", &[]);
+    let tree = [
+        "1 trace\n",
+        "\n  POST /orders\n    schedule Order\n      Order\n        reserve\n      Order\n",
+        "\n        pack\n          wrap\n",
+    ];
+    has(&text, &tree);
+    assert_eq!(text.matches(" wrap\n").count(), 2, "one for each attempt:\n{text}");
+}
+
+#[test]
 fn vault_keeps_its_secrets() {
     let text = run("vault", &[]);
     has(

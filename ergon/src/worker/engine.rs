@@ -25,6 +25,7 @@ use crate::{
     drive::{Control, Drive, Driven, MESSAGES_MAX, complete, load},
     flow::FlowDef,
     meter::Origin,
+    spans,
 };
 
 /// The most flows that one claim asks for.
@@ -263,7 +264,7 @@ impl Engine {
                 None => return,
             },
         };
-        let span = tracing::info_span!("flow", id = %info.id, flow_type = %info.flow_type, epoch = lease.epoch);
+        let span = spans::flow(&info, lease.epoch);
         let drive = Drive::new(
             Arc::clone(&self.log),
             lease.clone(),
