@@ -116,6 +116,41 @@ async fn a_life_is_counted_once_and_its_replay_not_at_all() {
     .assert_eq(&measured.about("flow_type=\"life"));
 }
 
+#[flow_type(name = "rounds")]
+struct Rounds {
+    left: u32,
+}
+
+#[flow_type]
+impl Rounds {
+    #[flow]
+    async fn run(&self) -> ergon::Result<()> {
+        if self.left == 0 {
+            return Ok(());
+        }
+        ergon::continue_as_new(Self { left: self.left - 1 }).await
+    }
+}
+
+#[tokio::test]
+async fn a_flow_that_begins_again_is_counted_each_time() {
+    let (measured, _alone) = alone().await;
+    let log = InMemoryExecutionLog::new();
+    let worker = Worker::new(log.clone()).register::<Rounds>().start().await.unwrap();
+    Scheduler::new(log).schedule(Rounds { left: 3 }).await.unwrap().result().await.unwrap();
+    worker.shutdown().await;
+    expect![[r#"
+        ergon_flow_duration_seconds{flow_type="rounds"} 1
+        ergon_flow_wait_seconds{flow_type="rounds"} 1
+        ergon_flows_continued_total{flow_type="rounds"} 3
+        ergon_flows_ended_total{flow_type="rounds",state="completed"} 1
+        ergon_flows_resumed_total{flow_type="rounds",from="log"} 3
+        ergon_flows_scheduled_total{flow_type="rounds"} 1
+        ergon_flows_started_total{flow_type="rounds"} 1
+    "#]]
+    .assert_eq(&measured.about("flow_type=\"rounds"));
+}
+
 #[flow_type(name = "guarded")]
 struct Guarded {
     number: u32,

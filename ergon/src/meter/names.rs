@@ -6,6 +6,7 @@ pub(super) const FLOWS_SCHEDULED: &str = "ergon_flows_scheduled_total";
 pub(super) const FLOWS_STARTED: &str = "ergon_flows_started_total";
 pub(super) const FLOWS_RESUMED: &str = "ergon_flows_resumed_total";
 pub(super) const FLOWS_SUSPENDED: &str = "ergon_flows_suspended_total";
+pub(super) const FLOWS_CONTINUED: &str = "ergon_flows_continued_total";
 pub(super) const FLOWS_ENDED: &str = "ergon_flows_ended_total";
 pub(super) const FLOW_WAIT: &str = "ergon_flow_wait_seconds";
 pub(super) const FLOW_DURATION: &str = "ergon_flow_duration_seconds";
@@ -26,6 +27,7 @@ pub(super) fn describe() {
     describe_counter!(FLOWS_STARTED, "Flows that were claimed for the first time");
     describe_counter!(FLOWS_RESUMED, "Flows that were claimed again, from the memory of the worker or from the log");
     describe_counter!(FLOWS_SUSPENDED, "Flows that gave up their slot to wait");
+    describe_counter!(FLOWS_CONTINUED, "Flows that began again with another value");
     describe_counter!(FLOWS_ENDED, "Flows that ended or were stalled, by the state in which they are");
     describe_histogram!(FLOW_WAIT, Unit::Seconds, "Time from when a flow could start to its first claim");
     describe_histogram!(FLOW_DURATION, Unit::Seconds, "Time from a flow's first claim to its end, waits included");

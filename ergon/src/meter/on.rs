@@ -121,6 +121,7 @@ struct FlowHandles {
     from_memory: Counter,
     from_log: Counter,
     suspended: Counter,
+    continued: Counter,
     leases_lost: Counter,
     wait: Histogram,
     duration: Histogram,
@@ -137,6 +138,7 @@ impl FlowMeter {
             from_memory: counter!(names::FLOWS_RESUMED, "flow_type" => name(), "from" => "memory"),
             from_log: counter!(names::FLOWS_RESUMED, "flow_type" => name(), "from" => "log"),
             suspended: counter!(names::FLOWS_SUSPENDED, "flow_type" => name()),
+            continued: counter!(names::FLOWS_CONTINUED, "flow_type" => name()),
             leases_lost: counter!(names::LEASES_LOST, "flow_type" => name()),
             wait: histogram!(names::FLOW_WAIT, "flow_type" => name()),
             duration: histogram!(names::FLOW_DURATION, "flow_type" => name()),
@@ -170,7 +172,8 @@ impl FlowMeter {
             Driven::Suspended(_) => self.0.suspended.increment(1),
             Driven::Lost | Driven::Refused => self.0.leases_lost.increment(1),
             // Its next run is claimed like a flow that goes on.
-            Driven::Released | Driven::Continued => {}
+            Driven::Continued => self.0.continued.increment(1),
+            Driven::Released => {}
         }
     }
 
