@@ -182,6 +182,20 @@ fn otel_shows_one_trace() {
 }
 
 #[test]
+fn download_comes_back_later_and_cleans_up() {
+    let text = run("download", &[]);
+    let parts = [
+        "the server is busy",
+        "3072 bytes",
+        "attempt 1 failed",
+        "cancelled (no longer wanted): what there was of ",
+        "the flow is cancelled: no longer wanted",
+        "half a file is there: false",
+    ];
+    has(&text, &parts);
+}
+
+#[test]
 fn vault_keeps_its_secrets() {
     let text = run("vault", &[]);
     has(
