@@ -16,6 +16,65 @@ use ergon::{
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
+/// Notes the steps that run.
+#[derive(Clone, Default)]
+struct Watcher(Arc<std::sync::Mutex<Vec<String>>>);
+
+impl Middleware for Watcher {
+    async fn step(&self, step: &ergon::StepRun, next: ergon::NextStep<'_>) -> ergon::Result<()> {
+        self.0.lock().unwrap().push(format!("{} {}", step.name, step.attempt));
+        next.run().await
+    }
+}
+
+#[flow]
+async fn greets() -> ergon::Result<String> {
+    greeting().await
+}
+
+#[step(retry(max_attempts = 3, backoff = "1h"))]
+async fn greeting() -> ergon::Result<String> {
+    panic!("a double stands for it")
+}
+
+#[tokio::test]
+async fn a_setup_has_middleware() {
+    let watcher = Watcher::default();
+    let setup = Setup::new().register::<greets>().middleware(watcher.clone());
+    let error = ergon::Error::new("not yet");
+    let runtime = setup.step_fails("greeting", 1..=1, &error).step_returns("greeting", "hello").start().await;
+    assert_eq!(runtime.run(greets()).await.unwrap(), "hello");
+    assert_eq!(*watcher.0.lock().unwrap(), ["greeting 1", "greeting 2"]);
+}
+
+/// Writes payloads backwards, and counts them.
+#[derive(Clone, Default)]
+struct Backwards(Arc<AtomicU32>);
+
+impl ergon::PayloadCodec for Backwards {
+    fn id(&self) -> &'static str {
+        "backwards"
+    }
+
+    fn encode(&self, _: &ergon::PayloadContext<'_>, payload: &[u8]) -> Result<Vec<u8>, ergon::CodecError> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(payload.iter().rev().copied().collect())
+    }
+
+    fn decode(&self, _: &ergon::PayloadContext<'_>, payload: &[u8]) -> Result<Vec<u8>, ergon::CodecError> {
+        Ok(payload.iter().rev().copied().collect())
+    }
+}
+
+#[tokio::test]
+async fn a_setup_has_a_codec() {
+    let codec = Backwards::default();
+    let setup = || Setup::new().register::<greets>().codec(codec.clone()).step_returns("greeting", "hello");
+    let report = crash_everywhere(setup, async |runtime| runtime.run(greets()).await.unwrap()).await;
+    assert_eq!(report.result, "hello");
+    assert!(codec.0.load(Ordering::SeqCst) >= 3, "the value, the outcome and the result of each run");
+}
+
 /// An order that needs much.
 #[flow_type]
 #[derive(Clone)]

@@ -84,6 +84,7 @@ use self::{
 use crate::{
     context::States,
     flow::{Flow, FlowDef},
+    middleware::{Layers, Middleware},
 };
 
 /// What a test runs: flow types, their state, and doubles for their steps.
@@ -102,6 +103,7 @@ pub struct Setup {
     checks: Vec<Check>,
     /// The order in which the bodies of concurrent steps end; without one that of the code.
     order: Option<u64>,
+    layers: Layers,
 }
 
 impl Setup {
@@ -116,6 +118,7 @@ impl Setup {
             codec: None,
             checks: Vec::new(),
             order: None,
+            layers: Layers::default(),
         }
     }
 
@@ -167,6 +170,13 @@ impl Setup {
     /// The queues to run, instead of `default`.
     pub fn queues<Q: Into<Arc<str>>>(mut self, queues: impl IntoIterator<Item = Q>) -> Self {
         self.queues = queues.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Surrounds flows and steps with this code, as [`Worker::middleware`](crate::Worker::middleware). Doubles of steps are
+    /// surrounded as bodies are. Clones of the setup and all its runtimes share it.
+    pub fn middleware(mut self, middleware: impl Middleware) -> Self {
+        self.layers.push(middleware);
         self
     }
 

@@ -319,7 +319,7 @@ fn worker(setup: &Setup, process: &CrashingLog, observer: &Arc<Observer>) -> Wor
     // Every wait is one that gives up the lease and is followed by a replay; a crash leaves no time for anything.
     let observer: Arc<Observer> = Arc::clone(observer);
     Worker::new(process.clone())
-        .observed(setup.flows.clone(), setup.states.clone(), observer)
+        .observed(setup.flows.clone(), setup.states.clone(), setup.layers.clone(), observer)
         .queues(setup.queues.iter().cloned())
         .moment(Duration::ZERO)
         .parked_max(0)

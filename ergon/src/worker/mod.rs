@@ -105,8 +105,14 @@ impl Worker {
 
     /// Runs these flows, watched.
     #[cfg(feature = "testing")]
-    pub(crate) fn observed(mut self, flows: Vec<FlowDef>, states: States, observer: Arc<dyn Observer>) -> Self {
-        (self.flows, self.states, self.observer) = (flows, states, Some(observer));
+    pub(crate) fn observed(
+        mut self,
+        flows: Vec<FlowDef>,
+        states: States,
+        layers: Layers,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        (self.flows, self.states, self.layers, self.observer) = (flows, states, layers, Some(observer));
         self
     }
 
