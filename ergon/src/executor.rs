@@ -7,9 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ergon_storage::{
-    ClaimRequest, ClaimTarget, Commit, Enqueued, ErrorKind, ExecutionLog, FlowId, FlowState, NewFlow, Next, Topic,
-};
+use ergon_storage::{ClaimRequest, ClaimTarget, Enqueued, ErrorKind, ExecutionLog, FlowId, FlowState, NewFlow, Topic};
 
 use crate::{
     StorageError,
@@ -19,7 +17,7 @@ use crate::{
     handle::{FlowError, FlowHandle},
     machine::Machine,
     meter::{Origin, metered},
-    middleware::{Layers, Middleware},
+    middleware::{Layers, Middleware, refused},
     scheduler::Entry,
     spans,
     worker::{Worker, build_id, leases::Leases},
@@ -231,13 +229,7 @@ impl Executor {
         };
         let driven = match driven {
             Ok(driven) => driven,
-            Err(error) => {
-                let mut commit = Commit::new(lease, 1);
-                let reason = format!("a middleware refused the flow: {error:#}");
-                commit.next = Next::Stall { reason: reason.into(), build: Arc::clone(&self.options.build) };
-                self.log.commit(commit).await?;
-                Driven::Ended(FlowState::Stalled)
-            }
+            Err(error) => refused(&*self.log, &lease, &self.options.build, &error).await?,
         };
         meter.driven(&driven, &info, self.log.clock().now());
         if let Driven::Suspended(machine) = driven {

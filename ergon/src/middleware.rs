@@ -10,9 +10,12 @@ use std::{
     },
     task::{self, Poll},
     thread,
+    time::Duration,
 };
 
-use ergon_storage::{CallPath, FlowInfo, FlowState};
+use ergon_storage::{
+    self as storage, CallPath, Commit, Committed, Error as StorageError, ExecutionLog, FlowInfo, FlowState, Lease, Wake,
+};
 use futures::{FutureExt, future::BoxFuture};
 
 use crate::{
@@ -86,8 +89,10 @@ pub trait Middleware: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// An error in place of `next.run()` keeps the flow from running: it is stalled with the error as its reason, and
-    /// nothing is lost. After it, what is returned is of no consequence. A panic is such an error.
+    /// An error in place of `next.run()` keeps the flow from running, and nothing is lost. One that is
+    /// [permanent](Error::permanent), or a panic, stalls the flow, with the error as its reason. Any other lets go of the
+    /// flow, for any worker to claim it again: after the time that the error [asks for](Error::with_retry_after), or
+    /// else after a second. A message does not wake it before. After `next.run()`, what is returned is of no consequence.
     fn flow(&self, flow: &FlowInfo, next: NextFlow<'_>) -> impl Future<Output = Result<RunEnd>> + Send {
         let _ = flow;
         async { Ok(next.run().await) }
@@ -248,7 +253,7 @@ impl Layers {
                 let error = match said {
                     Ok(Ok(end)) => return end,
                     Ok(Err(error)) => error,
-                    Err(panic) => Error::panic("a middleware of the flow", &*panic),
+                    Err(panic) => Error::panic("a middleware of the flow", &*panic).into_permanent(),
                 };
                 tracing::warn!(flow = %info.id, %error, "a middleware ended with an error");
                 refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
@@ -262,6 +267,32 @@ impl Layers {
         let refused = refused.into_inner().unwrap_or_else(PoisonError::into_inner);
         Err(refused.unwrap_or_else(|| skipped("the flow")))
     }
+}
+
+/// Does with a flow that a middleware has refused what its error wants: lets go of it for a while, or stalls it.
+pub(crate) async fn refused(
+    log: &dyn ExecutionLog,
+    lease: &Lease,
+    build: &Arc<str>,
+    error: &Error,
+) -> Result<Driven, StorageError> {
+    /// How long a flow is left alone when the error does not say.
+    const PAUSE: Duration = Duration::from_secs(1);
+    let mut commit = Commit::new(lease.clone(), 1);
+    if error.is_retryable() {
+        let at = log.clock().now().saturating_add(error.retry_after().unwrap_or(PAUSE));
+        commit.next = storage::Next::Suspend(Wake { at: Some(at), channels: Vec::new() });
+        if log.commit(commit).await? == Committed::Awake {
+            // Its time limit has passed, say.
+            log.release(lease).await?;
+        }
+        tracing::info!(flow = %lease.flow, %error, until = %at, "a middleware refused the flow for now");
+        return Ok(Driven::Released);
+    }
+    let reason = format!("a middleware refused the flow: {error:#}");
+    commit.next = storage::Next::Stall { reason: reason.into(), build: Arc::clone(build) };
+    log.commit(commit).await?;
+    Ok(Driven::Ended(FlowState::Stalled))
 }
 
 /// The outcome of a body, or its panic.

@@ -151,6 +151,7 @@ enum Guard {
     Skip,
     ChangeOutcome,
     RefuseFlow,
+    RefuseFlowForNow,
     PanicAtFlow,
     DropFlow,
 }
@@ -159,6 +160,10 @@ impl Middleware for Guard {
     async fn flow(&self, flow: &FlowInfo, next: NextFlow<'_>) -> ergon::Result<RunEnd> {
         match self {
             Self::RefuseFlow => Err(ergon::Error::permanent(format!("nobody vouches for {}", flow.id))),
+            Self::RefuseFlowForNow if flow.epoch < 3 => {
+                let error = ergon::Error::new("the guard has a break");
+                Err(error.with_retry_after(Duration::from_millis(20)))
+            }
             Self::PanicAtFlow => panic!("no guard today"),
             Self::DropFlow if flow.epoch == 1 => {
                 tokio::select! {
@@ -245,6 +250,15 @@ async fn a_refused_flow_is_stalled_and_nothing_is_lost(place: Place) {
     }
 }
 
+async fn a_flow_that_is_refused_for_now_is_claimed_again(place: Place) {
+    let log = place.log().await;
+    assert_eq!(under(&log, "later", Guard::RefuseFlowForNow).await.unwrap(), 1);
+    let info = log.flow(&FlowId::new("later").unwrap()).await.unwrap().unwrap().info;
+    assert_eq!((info.state, info.epoch), (FlowState::Completed, 3), "refused twice");
+    let executor = Executor::new(log.clone()).with_state(AtomicU32::new(0)).middleware(Guard::RefuseFlowForNow);
+    assert_eq!(soon("the executor's flow", executor.run(Single {}).id("e").into_future()).await.unwrap(), 1);
+}
+
 async fn a_flow_that_is_dropped_by_a_middleware_goes_on_later(place: Place) {
     let log = place.log().await;
     assert_eq!(under(&log, "dropped", Guard::DropFlow).await.unwrap(), 1);
@@ -277,6 +291,7 @@ both!(
     a_step_can_be_refused_but_not_changed,
     a_panic_of_a_middleware_is_a_failed_attempt_until_the_body_has_ended,
     a_refused_flow_is_stalled_and_nothing_is_lost,
+    a_flow_that_is_refused_for_now_is_claimed_again,
     a_flow_that_is_dropped_by_a_middleware_goes_on_later,
     an_executor_has_middleware_too,
 );

@@ -25,6 +25,7 @@ use crate::{
     drive::{Control, Drive, Driven, MESSAGES_MAX, complete, load},
     flow::FlowDef,
     meter::Origin,
+    middleware::refused,
     spans,
 };
 
@@ -279,7 +280,13 @@ impl Engine {
         } else {
             match Box::pin(layers.flow(&info, drive.run())).instrument(span).await {
                 Ok(driven) => driven,
-                Err(error) => self.stall(lease.clone(), format!("a middleware refused the flow: {error:#}")).await,
+                Err(refusal) => {
+                    let build = &self.options.drive.build;
+                    refused(&*self.log, &lease, build, &refusal).await.unwrap_or_else(|error| {
+                        tracing::error!(error = ?error, "a refused flow could not be put aside; its lease ends by itself");
+                        Driven::Refused
+                    })
+                }
             }
         };
         meter.driven(&driven, &info, self.env.clock.now());
