@@ -145,7 +145,7 @@ impl<F: Flow> Child<F> {
         #[cfg(feature = "opentelemetry")]
         let labels = {
             let mut labels = labels;
-            flow.labels.look(|parent| crate::spans::child(parent, flow.id.as_str(), flow.created_at, &mut labels));
+            flow.labels.look(|parent| crate::spans::child(parent, &mut labels));
             labels
         };
         let new = NewFlow::new(id, name, <F as Flow>::VERSION, input)

@@ -2,7 +2,11 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use ergon::{FlowHandle, prelude::*, storage::FlowState};
+use ergon::{
+    Filter, FlowHandle,
+    prelude::*,
+    storage::{ExecutionLog, FlowState},
+};
 use ergon_tests::{Place, soon, state_of};
 use opentelemetry::trace::{SpanId, TraceId, TracerProvider};
 use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
@@ -13,6 +17,7 @@ ergon_tests::both!(
     two_workers_and_a_child_share_a_trace,
     a_flow_without_a_traceparent_has_one_trace,
     a_traceparent_can_be_given,
+    a_traceparent_is_inherited_by_children,
     an_executor_joins_the_trace,
 );
 
@@ -162,6 +167,26 @@ async fn a_traceparent_can_be_given(place: Place) {
     assert_eq!(trace(&spans), TraceId::from_hex("4bf92f3577b34da6a3ce929d0e0e4736").unwrap());
     let parent = SpanId::from_hex("00f067aa0ba902b7").unwrap();
     assert!(named(&spans, "Parent").iter().all(|life| life.parent_span_id == parent));
+}
+
+/// Workers that nobody listens to hand on what their flows were given, and give them nothing of their own.
+async fn a_traceparent_is_inherited_by_children(place: Place) {
+    let given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    for label in [Some(given), None] {
+        let log = place.log().await;
+        let id = if label.is_some() { "with" } else { "without" };
+        two_lives(&log, async |scheduler| {
+            let scheduling = scheduler.schedule(Parent {}).id(id);
+            match label {
+                Some(given) => scheduling.label("traceparent", given).await.unwrap(),
+                None => scheduling.await.unwrap(),
+            }
+        })
+        .await;
+        let all = log.list(&Filter::all().with_parent(FlowId::new(id).unwrap()), None, 10).await.unwrap().flows;
+        assert_eq!(all.len(), 1);
+        assert_eq!(all[0].labels.get("traceparent"), label);
+    }
 }
 
 async fn an_executor_joins_the_trace(place: Place) {

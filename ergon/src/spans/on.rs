@@ -60,10 +60,13 @@ pub(crate) fn scheduled(id: &str, flow_type: &str, labels: &mut Labels) {
     }
 }
 
-/// Gives a child the trace of the flow that starts it, unless it was given one.
-pub(crate) fn child(parent: &Labels, id: &str, created_at: Timestamp, labels: &mut Labels) {
-    if labels.get(TRACE_LABEL).is_none() {
-        let here = valid(&Span::current().context()).unwrap_or_else(|| of_flow(parent, id, created_at));
+/// Gives a child the trace of the flow that starts it, unless it was given one. Where nobody listens, what the parent was
+/// given is handed on.
+pub(crate) fn child(parent: &Labels, labels: &mut Labels) {
+    if labels.get(TRACE_LABEL).is_some() {
+        return;
+    }
+    if let Some(here) = valid(&Span::current().context()).or_else(|| parent.get(TRACE_LABEL).and_then(parse)) {
         carry(&here, labels);
     }
 }
