@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{CallPath, Channel, Labels, Lease, NewFlow, NewItem, Record, Result, Timestamp};
+use crate::{Beat, CallPath, Channel, Labels, Lease, NewFlow, NewItem, Record, Result, Timestamp};
 
 /// What a worker writes about a flow that it holds: all of it or nothing.
 #[derive(Debug, Clone)]
@@ -16,6 +16,9 @@ pub struct Commit {
     pub number: u32,
     /// New lines of the history; their `seq`s follow on those that are there.
     pub records: Vec<Record>,
+    /// How far calls have come that are under way: what their records say of it from now on. Each names a
+    /// [pending](crate::Phase::Pending) record that was there before this commit.
+    pub beats: Vec<Beat>,
     /// Messages that the records have taken in; they leave the mailbox. A number that is not there is passed over.
     pub consumed: Vec<u32>,
     /// Child flows that the records start. Each must name the flow as its [`parent`](NewFlow::parent). A call that is
@@ -40,6 +43,7 @@ impl Commit {
             lease,
             number,
             records: Vec::new(),
+            beats: Vec::new(),
             consumed: Vec::new(),
             children: Vec::new(),
             labels: None,
@@ -117,6 +121,8 @@ pub enum Committed {
 
 /// What a log does with a [`Commit`] that it may answer only [at once](crate::ExecutionLog::commit_now).
 #[derive(Debug)]
+// A box would cost each commit that waits an allocation, to spare a move.
+#[allow(clippy::large_enum_variant)]
 pub enum CommitNow {
     /// It has answered.
     Answered(Result<Committed>),

@@ -66,7 +66,7 @@ pub use open::open;
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresExecutionLog, PostgresOptions, SynchronousCommit, Transaction as PostgresTransaction};
 pub use query::{Count, Cursor, Filter, FlowPage, PrunePolicy};
-pub use record::{CallKind, CallPath, InvalidPath, Phase, Record};
+pub use record::{Beat, CallKind, CallPath, InvalidPath, Phase, Record};
 #[cfg(feature = "sqlite")]
 #[doc(no_inline)]
 pub use rusqlite;

@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::{
-    Channel, Clock, Commit, CommitNow, Committed, Count, Cursor, Database, Error, ErrorKind, Feed, Filter, FlowId,
-    FlowInfo, FlowPage, FlowRecord, FlowState, Item, Message, NewFlow, NewMessage, PrunePolicy, Record, Result, Sent,
-    Timestamp, Topic, Watch, Work, WorkResult,
+    Beat, Channel, Clock, Commit, CommitNow, Committed, Count, Cursor, Database, Error, ErrorKind, Feed, Filter,
+    FlowId, FlowInfo, FlowPage, FlowRecord, FlowState, Item, Message, NewFlow, NewMessage, PrunePolicy, Record, Result,
+    Sent, Timestamp, Topic, Watch, Work, WorkResult,
 };
 
 /// The durable record of flows, their histories and their mailboxes.
@@ -87,7 +87,8 @@ pub trait ExecutionLog: Send + Sync + 'static {
     // ---- run ---------------------------------------------------------------------------------------------
 
     /// Applies a commit, all or nothing, if its lease is the flow's current one. A lease that has ended but that
-    /// nobody else has claimed is still current. Records or a suspension reset the deliveries.
+    /// nobody else has claimed is still current. Records or a suspension reset the deliveries. Heartbeats replace what
+    /// their records say, and change nothing else: neither the deliveries nor the number of records, and nobody is woken.
     ///
     /// With an end, the flow's mailbox is emptied unless the flow has failed, and its parent receives a message on
     /// [`Channel::children`] and is woken if it waits for one, all in the same transition. A parent that is
@@ -108,7 +109,8 @@ pub trait ExecutionLog: Send + Sync + 'static {
     ///
     /// [`ErrorKind::LeaseLost`] when the lease is not the current one: the flow was claimed by another,
     /// cancelled, ended or deleted. [`ErrorKind::Invalid`] when the commit's number is not the next one and not
-    /// the last one, or when the records do not follow on the history.
+    /// the last one, when the records do not follow on the history, or when a heartbeat names a record that is not
+    /// in it.
     async fn commit(&self, commit: Commit) -> Result<Committed>;
 
     /// As [`commit`](Self::commit), by a log that answers without waiting for anything. Any other gives the commit
@@ -290,6 +292,10 @@ impl Limits {
                 return Err(Error::new(ErrorKind::TooLarge, message).with_flow(flow));
             }
         }
+        for beat in &commit.beats {
+            self.check_payload("the progress of a heartbeat", beat.payload.len())
+                .map_err(|error| error.with_flow(flow))?;
+        }
         for child in &commit.children {
             if child.parent.as_ref().is_none_or(|parent| parent.id != *flow) {
                 let message = format!("the child {:?} does not name its parent", child.id);
@@ -315,6 +321,17 @@ impl Limits {
             _ => Ok(()),
         }
         .map_err(|error| error.with_flow(flow))
+    }
+
+    /// Refuses heartbeats of records that the history, which has so many, does not have.
+    pub(crate) fn check_beats(beats: &[Beat], records: u32) -> Result<()> {
+        match beats.iter().find(|beat| !(1..=records).contains(&beat.seq)) {
+            None => Ok(()),
+            Some(Beat { seq, .. }) => {
+                let message = format!("a heartbeat names record {seq}, the history has {records}");
+                Err(Error::new(ErrorKind::Invalid, message))
+            }
+        }
     }
 
     /// Checks what a log checks of every message before it looks at the flow.

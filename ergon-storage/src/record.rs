@@ -12,7 +12,8 @@ use crate::Timestamp;
 /// tried again leaves a [`Phase::Attempt`] per failed attempt first; a wait leaves a [`Phase::Pending`] record
 /// that fixes what it waits for, and later its end. A step that waits inside its body and has a time limit leaves a
 /// [`Phase::Pending`] record too, which fixes when the time of that attempt is up; and so does each attempt of a step that
-/// runs at most once, before it begins.
+/// runs at most once, before it begins. A body that sends heartbeats leaves one whose payload each [`Beat`] replaces, each
+/// time that it starts.
 ///
 /// The fields mean the same for every [`CallKind`], so that a log stores them without knowing the kinds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub struct Record {
     /// The record's number within its flow, from 1, without gaps. The order of the numbers is the order in
     /// which outcomes are released.
     pub seq: u32,
-    /// When the record was made, by the log's clock as the engine read it.
+    /// When the record was made, by the log's clock as the engine read it; when the last [`Beat`] replaced its payload.
     pub at: Timestamp,
     /// The call's place in the flow.
     pub path: CallPath,
@@ -43,7 +44,19 @@ pub struct Record {
     /// number among equal calls, unless it is the first; `uncertain` for a failure of a step that runs at most once when
     /// what its body has done is unknown.
     pub reference: Option<Arc<str>>,
-    /// The encoded outcome or error; empty where there is none.
+    /// The encoded outcome or error, or the progress that the last heartbeat has reported; empty where there is none.
+    pub payload: Bytes,
+}
+
+/// A heartbeat: how far a call has come that is under way. It takes the place of what a record said of that before, so
+/// that a history does not grow with the heartbeats in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beat {
+    /// The number of the record, which is a pending one.
+    pub seq: u32,
+    /// The record's instant from now on.
+    pub at: Timestamp,
+    /// The record's payload from now on.
     pub payload: Bytes,
 }
 
@@ -111,7 +124,7 @@ impl fmt::Display for CallKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
     /// The call waits for what the record names, or goes on until then at most; or an attempt begins that must not be
-    /// repeated.
+    /// repeated; or it has come so far.
     Pending,
     /// An attempt failed, and another one will follow.
     Attempt,

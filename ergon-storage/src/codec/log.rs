@@ -115,6 +115,10 @@ impl CodecExecutionLog {
         for record in &mut encoded.records {
             record.payload = self.codecs.encode(flow, PayloadKind::of(record), &record.payload)?;
         }
+        for beat in &mut encoded.beats {
+            // That of a record which is pending.
+            beat.payload = self.codecs.encode(flow, PayloadKind::Outcome, &beat.payload)?;
+        }
         for item in &mut encoded.items {
             item.payload = self.codecs.encode(flow, PayloadKind::Item, &item.payload)?;
         }

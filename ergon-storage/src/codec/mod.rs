@@ -146,7 +146,7 @@ impl<'a> PayloadContext<'a> {
 pub enum PayloadKind {
     /// The value of a flow, or of its next run.
     Input,
-    /// The outcome of a call, or of a transaction.
+    /// The outcome of a call, or of a transaction; or how far a step has come.
     Outcome,
     /// The result of a flow.
     Result,

@@ -61,6 +61,7 @@
 
 mod scene;
 
+pub mod beats;
 pub mod cancel;
 pub mod children;
 pub mod claim;
@@ -340,6 +341,17 @@ macro_rules! conformance_tests {
                 runs_are_retried_by_themselves
                 runs_without_end
                 runs_lose_and_double_no_message
+            }
+            beats {
+                a_beat_replaces_what_a_record_says
+                the_last_beat_counts
+                a_beat_of_no_record_is_refused
+                a_beat_with_too_large_a_payload_is_refused
+                a_zombies_beats_are_refused
+                beats_come_with_all_else
+                beats_change_nothing_else
+                beats_of_many_flows_at_once
+                a_retry_keeps_the_beats_of_what_it_keeps
             }
             feeds {
                 items_keep_every_field

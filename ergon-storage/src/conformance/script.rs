@@ -7,9 +7,9 @@ use super::{
     scene::{Handle, Scene, id},
 };
 use crate::{
-    CallKind, CallPath, Channel, ClaimRequest, ClaimTarget, Claimed, Clock, Commit, Feed, Filter, FlowId, FlowState,
-    InMemoryExecutionLog, Keep, Labels, Lease, ManualClock, NewFlow, NewItem, NewMessage, Next, Parent, Phase,
-    PrunePolicy, Record, Result, Start, Timestamp, Wake,
+    Beat, CallKind, CallPath, Channel, ClaimRequest, ClaimTarget, Claimed, Clock, Commit, Feed, Filter, FlowId,
+    FlowState, InMemoryExecutionLog, Keep, Labels, Lease, ManualClock, NewFlow, NewItem, NewMessage, Next, Parent,
+    Phase, PrunePolicy, Record, Result, Start, Timestamp, Wake,
 };
 
 /// A hundred short scripts: every answer and every read is that of the log in memory.
@@ -246,6 +246,18 @@ impl Script {
         for seq in (before + 1..).take(self.random.below(4)) {
             let record = self.record(seq);
             commit.records.push(record);
+        }
+        let history = self.model.history(&flow, 0, 100).await.unwrap_or_default();
+        for record in history.iter().filter(|record| record.phase == Phase::Pending) {
+            if self.random.one_in(6) {
+                let (at, payload) = (self.model.now(), vec![0xbe; self.random.below(3)].into());
+                commit.beats.push(Beat { seq: record.seq, at, payload });
+            }
+        }
+        if self.random.one_in(60) {
+            // Of a record that is not there.
+            let (seq, at) = (before + 1, self.model.now());
+            commit.beats.push(Beat { seq, at, payload: "astray".into() });
         }
         for message in self.model.messages(&flow, &[], 0, 20).await.unwrap_or_default() {
             if self.random.one_in(3) {

@@ -12,7 +12,7 @@ use super::{
     mailbox::Mailbox,
 };
 use crate::{
-    CallPath, Cancelled, Channel, ChildOutcome, ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Clock, Commit,
+    Beat, CallPath, Cancelled, Channel, ChildOutcome, ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Clock, Commit,
     Committed, Count, Cursor, Enqueued, Error, ErrorKind, Feed, Filter, FlowId, FlowInfo, FlowPage, FlowRecord,
     FlowState, Item, Keep, Lease, LeaseState, Limits, Message, NewFlow, NewItem, NewMessage, Next, Parent, PrunePolicy,
     Record, Result, Retried, Sent, Timestamp, Wake,
@@ -155,6 +155,15 @@ impl Flow {
         }
     }
 
+    /// Replaces what records say of calls that are under way.
+    fn amend(&mut self, beats: Vec<Beat>) {
+        for Beat { seq, at, payload } in beats {
+            if let Some(record) = self.history.get_mut(seq as usize - 1) {
+                (record.at, record.payload) = (at, payload);
+            }
+        }
+    }
+
     /// Adds items to the feeds.
     fn emit(&mut self, items: Vec<NewItem>, emitted: Option<u32>) {
         self.info.emitted = emitted.unwrap_or(self.info.emitted);
@@ -294,7 +303,7 @@ impl State {
     // ---- run ---------------------------------------------------------------------------------------------
 
     pub(super) fn commit(&mut self, commit: Commit, clock: &dyn Clock, limits: &Limits) -> Result<Committed> {
-        let Commit { lease, number, records, consumed, children, labels, items, emitted, next } = commit;
+        let Commit { lease, number, records, beats, consumed, children, labels, items, emitted, next } = commit;
         let flow = self.flows.get_mut(&lease.key).filter(|flow| flow.is_leased_by(&lease));
         let flow = flow.ok_or_else(|| Error::lease_lost(&lease.flow))?;
         let last = match flow.last_commit {
@@ -314,8 +323,10 @@ impl State {
                 return invalid(format!("record {} does not follow on record {}", record.seq, seq - 1));
             }
         }
+        Limits::check_beats(&beats, flow.info.records).map_err(|error| error.with_flow(&lease.flow))?;
         if next == Next::Run && children.is_empty() && labels.is_none() {
             // Most commits are such, which no other flow has to do with, and no instant.
+            flow.amend(beats);
             flow.append(records, &consumed);
             flow.last_commit = Some((number, Committed::Applied));
             if !items.is_empty() || emitted.is_some() {
@@ -329,6 +340,7 @@ impl State {
 
         // From here on nothing is refused.
         let flow = self.flows.get_mut(&lease.key).expect("found above");
+        flow.amend(beats);
         flow.append(records, &consumed);
         if let Some(labels) = labels {
             flow.info.labels = labels;

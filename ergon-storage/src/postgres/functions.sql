@@ -583,7 +583,8 @@ RETURNS void LANGUAGE sql VOLATILE AS $$
 $$;
 
 -- Applies one commit. Answers as the columns `commit_answer` do; -1 the lease is lost, -2 the number does not follow
--- on `last`, -3 the records do not follow on `last`, -4 it would not be refused. `told` is the parent that was told.
+-- on `last`, -3 the records do not follow on `last`, -5 a heartbeat names none of the records up to `last`, -4 it would not
+-- be refused. `told` is the parent that was told.
 -- `p_doomed`: something else is wrong with it. `p_locked`: the flow and its parent are locked already.
 CREATE FUNCTION {s}.commit_one(p_now bigint, p_key bigint, p_id text, p_fence bigint, p_number bigint,
     p_doomed boolean, p_locked boolean, r_seq integer[], r_at bigint[], r_started bigint[], r_due bigint[], r_hash bigint[],
@@ -592,7 +593,7 @@ CREATE FUNCTION {s}.commit_one(p_now bigint, p_key bigint, p_id text, p_fence bi
     c_delay bigint[], c_timeout bigint[], c_path text[], c_detached boolean[], c_input bytea[],
     c_labels text[], p_next smallint, p_wake bigint, p_channels text, p_result bytea, p_reason text, p_build text,
     p_again text, p_labels text, p_emitted integer, i_feed text[], i_last boolean[], i_at bigint[], i_path text[],
-    i_attempt bigint[], i_payload bytea[],
+    i_attempt bigint[], i_payload bytea[], b_seq integer[], b_at bigint[], b_payload bytea[],
     OUT answer integer, OUT last bigint, OUT told text, OUT queued boolean)
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
@@ -635,6 +636,10 @@ BEGIN
         answer := -3;
         last := v_flow.records;
         RETURN;
+    ELSIF EXISTS (SELECT FROM unnest(b_seq) b (seq) WHERE b.seq NOT BETWEEN 1 AND v_flow.records) THEN
+        answer := -5;
+        last := v_flow.records;
+        RETURN;
     ELSIF p_doomed THEN
         answer := -4;
         RETURN;
@@ -651,6 +656,9 @@ BEGIN
         FROM unnest(r_seq, r_at, r_started, r_due, r_hash, r_attempt, r_kind, r_phase, r_path, r_name, r_reference,
             r_payload) r (seq, at_us, started_us, due_us, args_hash, attempt, kind, phase, path, name, reference, payload);
     END IF;
+    FOR i IN 1 .. cardinality(b_seq) LOOP
+        UPDATE {s}.records r SET at_us = b_at[i], payload = b_payload[i] WHERE r.k = p_key << 24 | b_seq[i];
+    END LOOP;
     IF p_consumed <> '{}' THEN
         DELETE FROM {s}.messages m WHERE m.flow = p_key AND m.seq = ANY (p_consumed);
         GET DIAGNOSTICS v_consumed = ROW_COUNT;

@@ -22,7 +22,7 @@ use super::{
     text::{escape, escape_line, unescape},
 };
 use crate::{
-    Channel, Clock, Commit, Committed, Error, ErrorKind, FlowId, Keep, Labels, Next, Record, Result, Timestamp,
+    Channel, Clock, Commit, Committed, Error, ErrorKind, FlowId, Keep, Labels, Limits, Next, Record, Result, Timestamp,
 };
 
 /// How many lanes there are, each with a connection that nobody else uses: what others would send there could become
@@ -121,6 +121,7 @@ fn take_batch(jobs: &mut Vec<CommitJob>) -> (Vec<CommitJob>, Vec<CommitJob>) {
 /// How many bytes a commit sends, about.
 pub(super) fn size(commit: &Commit) -> usize {
     let records: usize = commit.records.iter().map(|record| 128 + record.payload.len()).sum();
+    let beats: usize = commit.beats.iter().map(|beat| 32 + beat.payload.len()).sum();
     let children: usize = commit.children.iter().map(|child| 256 + child.input.len()).sum();
     let end = match &commit.next {
         Next::Complete { result } => result.len(),
@@ -129,7 +130,7 @@ pub(super) fn size(commit: &Commit) -> usize {
         _ => 0,
     };
     let items: usize = commit.items.iter().map(|item| 128 + item.payload.len()).sum();
-    128 + records + children + items + end
+    128 + records + beats + children + items + end
 }
 
 /// True when the flow's own row tells whether the commit can be applied.
@@ -137,6 +138,7 @@ fn is_simple(ask: &Ask) -> bool {
     let records = &ask.commit.records;
     ask.refusal.is_none()
         && !matches!(ask.commit.next, Next::Continue { .. })
+        && ask.commit.beats.is_empty()
         && ask.commit.items.is_empty()
         && ask.commit.emitted.is_none()
         && ask.commit.children.is_empty()
@@ -242,6 +244,12 @@ impl CommitLane {
                 invalid(format!("record {seq} does not follow on record {after}"))
             }
             -4 => Err(job.ask.refusal.take().unwrap_or_else(|| Error::lease_lost(flow))),
+            -5 => {
+                let records = u32::try_from(last).unwrap_or_default();
+                Limits::check_beats(&commit.beats, records)
+                    .map_err(|error| error.with_flow(flow))
+                    .and_then(|()| Err(super::row::unreadable("a heartbeat was refused that names a record")))
+            }
             other => Err(super::row::unreadable(format!("commits are not answered with {other}"))),
         };
         if answer.is_ok() {
@@ -497,6 +505,24 @@ impl<'j> Items<'j> {
     }
 }
 
+/// Heartbeats, by column.
+struct Beats<'j> {
+    seqs: Vec<i32>,
+    at: Vec<i64>,
+    payloads: Vec<&'j [u8]>,
+}
+
+impl<'j> Beats<'j> {
+    fn new(commit: &'j Commit) -> Self {
+        let beats = &commit.beats;
+        Self {
+            seqs: beats.iter().map(|beat| beat.seq.cast_signed()).collect(),
+            at: beats.iter().map(|beat| beat.at.as_micros()).collect(),
+            payloads: beats.iter().map(|beat| &beat.payload[..]).collect(),
+        }
+    }
+}
+
 /// One commit with all that it can hold.
 struct Alone<'j> {
     key: i64,
@@ -511,6 +537,7 @@ struct Alone<'j> {
     children: Begin<'j>,
     quoted: Vec<String>,
     items: Items<'j>,
+    beats: Beats<'j>,
     going: Going<'j>,
     labels: Option<String>,
 }
@@ -541,12 +568,13 @@ impl<'j> Alone<'j> {
             children: begin,
             quoted: children.iter().map(|child| format!("{:?}", child.id)).collect(),
             items: Items::new(commit),
+            beats: Beats::new(commit),
             going: Going::new(&commit.next),
             labels: commit.labels.as_ref().map(Labels::to_lines),
         }
     }
 
-    fn values<'v>(&'v self, now: &'v (dyn ToSql + Sync)) -> [&'v (dyn ToSql + Sync); 45] {
+    fn values<'v>(&'v self, now: &'v (dyn ToSql + Sync)) -> [&'v (dyn ToSql + Sync); 48] {
         let (r, c, i, g) = (&self.records, &self.children, &self.items, &self.going);
         [
             now,
@@ -594,6 +622,9 @@ impl<'j> Alone<'j> {
             &i.paths,
             &i.attempts,
             &i.payloads,
+            &self.beats.seqs,
+            &self.beats.at,
+            &self.beats.payloads,
         ]
     }
 }

@@ -16,8 +16,8 @@ use super::{
     keys::LeaseKey,
     lanes::Rows,
     wire::{
-        self, Lane, header, lane, lane_of_row, parse_instant, put_header, put_item, put_lane, put_name, put_record,
-        put_type, row,
+        self, Lane, header, lane, lane_of_row, parse_instant, put_beat, put_header, put_item, put_lane, put_name,
+        put_record, put_type, row,
     },
 };
 use crate::{
@@ -237,7 +237,8 @@ pub(super) fn commit(commit: &Commit, now: Timestamp, limits: &Limits) -> (Args,
     args.with(|out| {
         out.extend_from_slice(&commit.number.to_be_bytes());
         out.extend_from_slice(&if follow { first } else { u32::MAX }.to_be_bytes());
-        for amount in [commit.records.len(), commit.consumed.len(), commit.children.len(), commit.items.len()] {
+        let Commit { records, beats, consumed, children, items, .. } = commit;
+        for amount in [records.len(), beats.len(), consumed.len(), children.len(), items.len()] {
             out.extend_from_slice(&u32::try_from(amount).unwrap_or(u32::MAX).to_be_bytes());
         }
         out.extend_from_slice(&commit.emitted.map_or(-1, i64::from).to_be_bytes());
@@ -246,6 +247,9 @@ pub(super) fn commit(commit: &Commit, now: Timestamp, limits: &Limits) -> (Args,
     });
     for record in &commit.records {
         args.with(|out| put_record(out, record));
+    }
+    for beat in &commit.beats {
+        args.with(|out| put_beat(out, beat));
     }
     if !commit.consumed.is_empty() {
         args.with(|out| out.extend(commit.consumed.iter().flat_map(|seq| seq.to_be_bytes())));
@@ -289,6 +293,10 @@ pub(super) fn committed(answer: Value, commit: &Commit, refused: Option<Error>) 
             let known = int(&known)?;
             if int(&why)? == -2 {
                 return invalid(format!("commit {} does not follow on commit {known}", commit.number));
+            }
+            if int(&why)? == -5 {
+                let records = u32::try_from(known).unwrap_or_default();
+                Limits::check_beats(&commit.beats, records).map_err(|error| error.with_flow(flow))?;
             }
             for (record, before) in commit.records.iter().zip(known..) {
                 if i64::from(record.seq) != before + 1 {

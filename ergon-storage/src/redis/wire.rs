@@ -9,8 +9,8 @@ use bytes::Bytes;
 
 use super::{error::unreadable, keys::LeaseKey};
 use crate::{
-    CallKind, CallPath, Channel, ChildOutcome, ClaimedFlow, FlowId, FlowInfo, FlowState, Item, Labels, Lease, Message,
-    NewFlow, NewItem, Parent, Phase, Record, Result, Timestamp, Wake,
+    Beat, CallKind, CallPath, Channel, ChildOutcome, ClaimedFlow, FlowId, FlowInfo, FlowState, Item, Labels, Lease,
+    Message, NewFlow, NewItem, Parent, Phase, Record, Result, Timestamp, Wake,
 };
 
 // ---- writing ---------------------------------------------------------------------------------------------------
@@ -76,6 +76,13 @@ pub(super) fn put_record(out: &mut Vec<u8>, record: &Record) {
     }
     put_short(out, &record.name);
     out.extend_from_slice(&record.payload);
+}
+
+/// A heartbeat: the number of the record, then its instant and its payload.
+pub(super) fn put_beat(out: &mut Vec<u8>, beat: &Beat) {
+    out.extend_from_slice(&beat.seq.to_be_bytes());
+    put_instant(out, beat.at);
+    out.extend_from_slice(&beat.payload);
 }
 
 /// An item without its number, run and epoch, which the functions put before it.

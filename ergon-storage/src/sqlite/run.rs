@@ -13,8 +13,8 @@ use super::{
     writer::Tx,
 };
 use crate::{
-    CallPath, ChildOutcome, Commit, Committed, Error, ErrorKind, FlowId, FlowState, Keep, NewFlow, Next, Parent,
-    Record, Timestamp, Wake,
+    Beat, CallPath, ChildOutcome, Commit, Committed, Error, ErrorKind, FlowId, FlowState, Keep, Limits, NewFlow, Next,
+    Parent, Record, Timestamp, Wake,
 };
 
 pub(super) fn commit(tx: &mut Tx<'_, '_>, commit: &Commit) -> Outcome<Committed> {
@@ -35,6 +35,7 @@ pub(super) fn commit(tx: &mut Tx<'_, '_>, commit: &Commit) -> Outcome<Committed>
 
     // From here on nothing is refused.
     if !matches!(commit.next, Next::Continue { .. }) {
+        amend_records(tx, head.key, &commit.beats)?;
         write_records(tx, head.key, &commit.records)?;
     }
     for seq in &commit.consumed {
@@ -53,14 +54,14 @@ pub(super) fn commit(tx: &mut Tx<'_, '_>, commit: &Commit) -> Outcome<Committed>
 /// The common cases with the fewest statements: records, and on, or to the end of a flow that nobody waits for and
 /// that has received nothing. False, with nothing written, when it is another case or is to be refused.
 fn step(tx: &mut Tx<'_, '_>, commit: &Commit) -> Outcome<bool> {
-    let Commit { lease, number, records, consumed, children, labels, items, emitted, next } = commit;
+    let Commit { lease, number, records, beats, consumed, children, labels, items, emitted, next } = commit;
     let result = match next {
         Next::Run => None,
         Next::Complete { result } => Some(result),
         _ => return Ok(false),
     };
     let Some(before) = records.first().and_then(|record| record.seq.checked_sub(1)) else { return Ok(false) };
-    let tells = !items.is_empty() || emitted.is_some() || labels.is_some();
+    let tells = !items.is_empty() || emitted.is_some() || labels.is_some() || !beats.is_empty();
     if !children.is_empty() || tells || *number == 0 || !follow(records, before) {
         return Ok(false);
     }
@@ -114,6 +115,14 @@ fn write_records(tx: &mut Tx<'_, '_>, key: i64, records: &[Record]) -> Outcome<(
             record.reference.as_deref(),
             &record.payload[..],
         ])?;
+    }
+    Ok(())
+}
+
+/// Replaces what records say of calls that are under way.
+fn amend_records(tx: &mut Tx<'_, '_>, key: i64, beats: &[Beat]) -> Outcome<()> {
+    for Beat { seq, at, payload } in beats {
+        tx.st.amend_record.execute(params![slot(key, *seq), at.as_micros(), &payload[..]])?;
     }
     Ok(())
 }
@@ -310,6 +319,7 @@ impl Head {
                 return invalid(format!("record {} does not follow on record {}", record.seq, seq - 1));
             }
         }
+        Limits::check_beats(&commit.beats, self.records).map_err(|error| error.with_flow(flow))?;
         Ok(())
     }
 }

@@ -133,6 +133,7 @@ statements! {
         parent_id, parent_path, detached, run_key FROM flows WHERE key = ?1";
     insert_record: "INSERT INTO records (k, at_us, path, kind, phase, name, args_hash, attempt, started_us, due_us, \
         reference, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+    amend_record: "UPDATE records SET at_us = ?2, payload = ?3 WHERE k = ?1";
     progress: "UPDATE flows SET commit_number = ?2, commit_answer = ?3, records = ?4, deliveries = ?5 WHERE key = ?1";
     suspend: "UPDATE flows SET state = 3, due_us = ?2, owner = NULL, commit_number = ?3, commit_answer = 1, records = ?4, \
         deliveries = 0, wake_us = ?5, wake_channels = ?6 WHERE key = ?1";

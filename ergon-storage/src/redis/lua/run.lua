@@ -112,9 +112,9 @@ do
         end
     end
 
-    -- How the numbers of a commit come: its own, the first record's, how many records, consumed messages, children and
-    -- items there are, how many the code has emitted or -1, where it goes, and whether it sets labels.
-    local COMMIT = '>I4I4I4I4I4I4i8BB'
+    -- How the numbers of a commit come: its own, the first record's, how many records, heartbeats, consumed messages,
+    -- children and items there are, how many the code has emitted or -1, where it goes, and whether it sets labels.
+    local COMMIT = '>I4I4I4I4I4I4I4i8BB'
     local RUN, SUSPEND, COMPLETE, FAIL, STALL, REFUSE, CONTINUE = 0, 1, 2, 3, 4, 5, 6
     -- The part of a row that a step changes, and where it begins and ends: see `HOT`.
     local STEP, STEP_FIRST, STEP_LAST = '>BI4I4I4', 18, 30
@@ -205,19 +205,22 @@ do
 
     commit = function()
         local m, lease = next_leased(), arg()
-        local commit_number, first, amount, consumed_amount, children_amount, items_amount, emitted, kind, is_labelled =
-            unpack_struct(COMMIT, arg())
-        if kind == RUN and amount > 0 and amount < ARGS_MAX and consumed_amount == 0 and children_amount == 0
-            and items_amount == 0 and emitted < 0 and is_labelled == 0 then
+        local commit_number, first, amount, beats_amount, consumed_amount, children_amount, items_amount, emitted, kind,
+            is_labelled = unpack_struct(COMMIT, arg())
+        if kind == RUN and amount > 0 and amount < ARGS_MAX and beats_amount == 0 and consumed_amount == 0
+            and children_amount == 0 and items_amount == 0 and emitted < 0 and is_labelled == 0 then
             local answer = step(m, lease, commit_number, first, amount)
             if answer then
                 return answer
             end
         end
         local r = leased(m, lease)
-        local records, consumed, children = {}, nil, nil
+        local records, all_beats, consumed, children = {}, {}, nil, nil
         for index = 1, amount do
             records[index] = arg()
+        end
+        for index = 1, beats_amount do
+            all_beats[index] = arg()
         end
         if consumed_amount > 0 then
             consumed = arg()
@@ -253,8 +256,18 @@ do
         if amount > 0 and first ~= r.records + 1 then
             return { -3, r.records }
         end
+        for index = 1, beats_amount do
+            local seq = unpack_struct('>I4', all_beats[index])
+            if seq < 1 or seq > r.records then
+                return { -5, r.records }
+            end
+        end
         if kind == REFUSE then
             return -4
+        end
+        if beats_amount > 0 and (push_first[m] or pushes[m]) then
+            -- Its last records are not there yet.
+            fail(APART, 0)
         end
 
         if kind == CONTINUE then
@@ -275,6 +288,10 @@ do
             list_labels(r, r.labels, false)
             list_labels(r, labels, true)
             r.labels, dirty_cold[r.m] = labels, r
+        end
+        for index = 1, beats_amount do
+            local list = beats[m] or {}
+            list[#list + 1], beats[m] = all_beats[index], list
         end
         if amount > 0 then
             r.records = r.records + amount

@@ -57,6 +57,8 @@ local raws, dirty_raw
 local rows, dirty_hot, dirty_cold, zsets, counts, lanes, changed, queue_changed, is_watched
 -- What is to be appended to histories: some of the arguments, or records, by flow; how long the first kind is to be.
 local push_first, push_last, push_total, pushes
+-- The heartbeats that replace what records say, in their order, by flow.
+local beats
 -- What is to be taken out of histories, mailboxes as they are to be changed, keys of messages to be added, builds that
 -- have stalled flows by lane, keys to be removed, lanes with another priority, lanes that have lost a flow.
 local edits, boxes, message_keys, stalled, unlinked, new_lanes, left_lanes
@@ -77,7 +79,7 @@ local function reset()
     rows, dirty_hot, dirty_cold, zsets, counts, lanes, raws, dirty_raw = {}, {}, {}, {}, {}, {}, {}, {}
     push_first, push_last, push_total, pushes, edits, boxes = {}, {}, {}, {}, {}, {}
     message_keys, stalled, unlinked, new_lanes, left_lanes, new_headers, run_headers = {}, {}, {}, {}, {}, {}, {}
-    new_items = {}
+    new_items, beats = {}, {}
 end
 
 local function begin(keys, args)
@@ -664,6 +666,22 @@ do
         return false
     end
 
+    -- A record with the instant and the payload of a heartbeat: as `put_record` and `put_beat` in wire.rs write them.
+    local function with_beat(record, beat)
+        local instant = 16 + byte(record, 3)
+        local name = instant + 17
+        local flags = byte(record, name - 1)
+        if flags % 2 == 1 then
+            name = name + 8
+        end
+        if flags >= 2 then
+            local length = unpack_struct('>I4', record, name)
+            name = name + 4 + length
+        end
+        return sub(record, 1, instant - 1) .. sub(beat, 5, 12) .. sub(record, instant + 8, name + byte(record, name))
+            .. sub(beat, 13)
+    end
+
     -- Takes out of mailboxes and histories what is to go, and removes keys.
     local function take_parts()
         for m, box in each(boxes) do
@@ -671,6 +689,18 @@ do
                 for seq, spot in each(box.removed) do
                     try('ZREMRANGEBYSCORE', prefix .. 'm:' .. m, seq, seq)
                     try('ZREM', prefix .. 'n:' .. m, spot)
+                end
+            end
+        end
+        for m, list in each(beats) do
+            local name = prefix .. 'h:' .. m
+            for place = 1, #list do
+                local spot = digits(unpack_struct('>I4', list[place]) - 1)
+                local record = try('LINDEX', name, spot)
+                -- A history that something else has the key of is no other's trouble.
+                local is_read, changed_record = guard(with_beat, record, list[place])
+                if is_read then
+                    try('LSET', name, spot, changed_record)
                 end
             end
         end
@@ -803,7 +833,7 @@ do
         end
         forget_lanes()
         dirty_hot, dirty_raw, dirty_cold, zsets, counts, new_headers, left_lanes = {}, {}, {}, {}, {}, {}, {}
-        run_headers, new_items = {}, {}
+        run_headers, new_items, beats = {}, {}, {}
         push_first, push_last, push_total, pushes, edits, boxes = {}, {}, {}, {}, {}, {}
         message_keys, stalled, unlinked, new_lanes = {}, {}, {}, {}
         is_writing = false
