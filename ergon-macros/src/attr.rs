@@ -30,12 +30,13 @@ pub(crate) struct FlowArgs {
     pub(crate) allow_nondeterminism: bool,
 }
 
-/// `#[step(retry(…), timeout = "10s", name = "charge-card", blocking, transaction, at_most_once)]`
+/// `#[step(retry(…), timeout = "10s", heartbeat_timeout = "5s", name = "charge-card", blocking, transaction, at_most_once)]`
 #[derive(Default)]
 pub(crate) struct StepArgs {
     pub(crate) name: Option<LitStr>,
     pub(crate) retry: Option<RetryArg>,
     pub(crate) timeout: Option<LitStr>,
+    pub(crate) heartbeat_timeout: Option<LitStr>,
     pub(crate) blocking: Option<Ident>,
     pub(crate) transaction: Option<Ident>,
     pub(crate) at_most_once: Option<Ident>,
@@ -112,12 +113,14 @@ impl FlowArgs {
 
 impl StepArgs {
     pub(crate) fn parse(tokens: TokenStream, errors: &mut Errors) -> Self {
-        const ACCEPTED: &[&str] = &["retry", "timeout", "name", "blocking", "transaction", "at_most_once"];
+        const ACCEPTED: &[&str] =
+            &["retry", "timeout", "heartbeat_timeout", "name", "blocking", "transaction", "at_most_once"];
         let mut parsed = Self::default();
         for arg in arguments(tokens, "step", ACCEPTED, errors) {
             match arg.name.to_string().as_str() {
                 "name" => parsed.name = errors.ok(arg.string("\"charge-card\"")),
                 "timeout" => parsed.timeout = errors.ok(arg.duration("\"10s\"")),
+                "heartbeat_timeout" => parsed.heartbeat_timeout = errors.ok(arg.duration("\"5s\"")),
                 "blocking" => parsed.blocking = errors.ok(arg.flag()),
                 "transaction" => parsed.transaction = errors.ok(arg.flag()),
                 "at_most_once" => parsed.at_most_once = errors.ok(arg.flag()),
@@ -407,11 +410,12 @@ mod tests {
     fn every_option_is_read() {
         let (args, mistakes) = step(
             r#"retry(max_attempts = 5, backoff = "1s..30s", multiplier = 2, max = "1m", jitter = 0.2),
-               timeout = "10s", name = "charge-card", blocking, at_most_once,"#,
+               timeout = "10s", heartbeat_timeout = "5s", name = "charge-card", blocking, at_most_once,"#,
         );
         assert_eq!(mistakes, Vec::<String>::new());
         assert_eq!(args.name.unwrap().value(), "charge-card");
         assert_eq!(args.timeout.unwrap().value(), "10s");
+        assert_eq!(args.heartbeat_timeout.unwrap().value(), "5s");
         assert_eq!(args.blocking.unwrap(), "blocking");
         assert_eq!(args.at_most_once.unwrap(), "at_most_once");
         let Some(RetryArg::Options(retry)) = args.retry else {
@@ -449,7 +453,11 @@ mod tests {
         };
         check(
             "timeot = \"1s\"",
-            "did you mean `timeout`?; `step` takes `retry`, `timeout`, `name`, `blocking`, `transaction` and `at_most_once`",
+            "did you mean `timeout`?; `step` takes `retry`, `timeout`, `heartbeat_timeout`, `name`, `blocking`, `transaction` and `at_most_once`",
+        );
+        check(
+            "heartbeat_timeout = 5",
+            "`heartbeat_timeout` takes a duration in a string: `heartbeat_timeout = \"5s\"`",
         );
         check("colour = 1", "unknown option `colour`; `step` takes");
         check("blocking, blocking", "`blocking` is given twice");

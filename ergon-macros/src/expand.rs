@@ -474,9 +474,13 @@ fn spec(step: &StepModel) -> TokenStream {
         let timeout = duration(timeout);
         quote!(.timeout(#timeout))
     });
+    let heartbeat_timeout = step.heartbeat_timeout.map(|timeout| {
+        let timeout = duration(timeout);
+        quote!(.heartbeat_timeout(#timeout))
+    });
     // First, for it has a policy of its own.
     let at_most_once = step.at_most_once.then(|| quote!(.at_most_once()));
-    quote!(::ergon::__private::StepSpec::new(#name) #at_most_once #retry #timeout)
+    quote!(::ergon::__private::StepSpec::new(#name) #at_most_once #retry #timeout #heartbeat_timeout)
 }
 
 fn retry_options(options: &RetryOptions) -> TokenStream {

@@ -194,6 +194,7 @@ pub fn flow(args: TokenStream, item: TokenStream) -> TokenStream {
 /// | `name = "charge-card"` | what the step is called in the log; 1 to 128 bytes, one of its kind in a flow type | the method's name |
 /// | `retry…` | which failed attempts are followed by another, see [below](#retries) | `RetryPolicy::STANDARD` |
 /// | `timeout = "10s"` | how long one attempt may take, see [below](#time-limits) | no limit |
+/// | `heartbeat_timeout = "30s"` | how long one attempt may go without a heartbeat, see [below](#heartbeats) | no limit |
 /// | `blocking` | a plain `fn` that blocks its thread, see [below](#blocking-steps) | an `async fn` |
 /// | `transaction` | the body gets a transaction of the log's database, see [below](#transactions) | it gets none |
 /// | `at_most_once` | the body must not be repeated, see [below](#at-most-once) | it runs again after a crash |
@@ -243,6 +244,25 @@ pub fn flow(args: TokenStream, item: TokenStream) -> TokenStream {
 /// nothing to go on with when its process dies; it runs again as the same attempt, with its full
 /// time.
 ///
+/// # Heartbeats
+///
+/// ```ignore
+/// #[step(heartbeat_timeout = "30s")]
+/// async fn index(&self) -> ergon::Result<u64> {
+///     let mut line = ergon::last_heartbeat()?.unwrap_or(0);
+///     while self.index_line(line).await? {
+///         line += 1;
+///         ergon::heartbeat(&line)?;
+///     }
+///     Ok(line)
+/// }
+/// ```
+///
+/// With `heartbeat_timeout = "30s"` an attempt fails that has begun, or called `ergon::heartbeat`, longer than thirty
+/// seconds ago, and has no outcome. It is a failed attempt like any other. The time in which the body waits for a call of
+/// its own, such as a step or a timer, does not count: such calls have limits of their own. It must be shorter than a
+/// `timeout`. See `ergon::heartbeat`.
+///
 /// # Durations
 ///
 /// A duration is a string of numbers with units: `"500ms"`, `"10s"`, `"1h 30m"`, `"7days"`. It is
@@ -271,7 +291,7 @@ pub fn flow(args: TokenStream, item: TokenStream) -> TokenStream {
 /// The first argument behind `&self` is given by the engine: `self.book(cents)` is how the step is called. What the
 /// body does in the transaction and the outcome of the step are committed together, exactly once; an error or a panic
 /// undoes it. A plain `fn` is for the SQLite log; it runs on the thread that writes the log, so its arguments are
-/// owned, its type implements `Clone` if it is a method, and it has no `timeout`. An `async fn` is for the PostgreSQL
+/// owned, its type implements `Clone` if it is a method, and it has no `timeout` and no `heartbeat_timeout`. An `async fn` is for the PostgreSQL
 /// log. A worker does not start with such a step on another log. See `ergon::sqlite::transact` and
 /// `ergon::postgres::transact`.
 ///

@@ -99,6 +99,7 @@ pub(crate) struct StepModel {
     pub(crate) name: LitStr,
     pub(crate) retry: Option<RetryModel>,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) heartbeat_timeout: Option<Duration>,
 }
 
 /// Whose transaction a step gets, told by the kind of function it is.
@@ -486,6 +487,16 @@ pub(crate) fn step(method: Method, args: StepArgs, place: Place, errors: &mut Er
         .and_then(|name| errors.ok(checked_name(&name)).map(|_| name))
         .unwrap_or_else(|| LitStr::new(&sig.ident.unraw().to_string(), sig.ident.span()));
     let timeout = args.timeout.and_then(|timeout| errors.ok(duration::parse(&timeout)));
+    let heartbeat_timeout = args.heartbeat_timeout.and_then(|silence| {
+        let parsed = errors.ok(duration::parse(&silence))?;
+        if timeout.is_some_and(|timeout| timeout <= parsed) {
+            errors.fatal_on(
+                &silence,
+                "an attempt is over at its `timeout`, before this has passed: give a shorter `heartbeat_timeout`",
+            );
+        }
+        Some(parsed)
+    });
     let retry = args.retry.map(|retry| checked_retry(retry, errors));
     Some(StepModel {
         borrows: receiver.is_some() || borrowed,
@@ -498,6 +509,7 @@ pub(crate) fn step(method: Method, args: StepArgs, place: Place, errors: &mut Er
         name,
         retry,
         timeout,
+        heartbeat_timeout,
         method,
     })
 }
@@ -514,6 +526,12 @@ fn check_transaction(sig: &Signature, args: &StepArgs, word: &Ident, errors: &mu
         errors.fatal_on(
             timeout,
             "a `transaction` of SQLite cannot be cut off, it would happen after its time: remove `timeout`",
+        );
+    }
+    if let (Some(timeout), None) = (&args.heartbeat_timeout, &sig.asyncness) {
+        errors.fatal_on(
+            timeout,
+            "a `transaction` of SQLite cannot be cut off, and nothing is written beside it: remove `heartbeat_timeout`",
         );
     }
     let first = sig.inputs.iter().find_map(|input| match input {
@@ -882,6 +900,8 @@ mod tests {
         check("name = \"a\\nb\"", "control characters");
         check(&format!("name = \"{}\"", "a".repeat(129)), "at most 128 bytes");
         check("timeout = \"0s\"", "longer than zero");
+        check("heartbeat_timeout = \"0s\"", "longer than zero");
+        check("heartbeat_timeout = \"10s\", timeout = \"10s\"", "give a shorter `heartbeat_timeout`");
         check("retry(max_attempts = 0)", "from 1 to 4294967295");
         check("retry(max_attempts = 4294967296)", "from 1 to 4294967295");
         check("retry(multiplier = 0.5)", "from 1.0 to 100.0");
@@ -902,6 +922,7 @@ mod tests {
             "retry(max_attempts = 4294967295, multiplier = 100.0, jitter = 1.0)",
             "retry(backoff = \"1s\", max = \"1s\")",
             "timeout = \"3650days\"",
+            "heartbeat_timeout = \"9999ms\", timeout = \"10s\"",
         ] {
             let mistakes = step_mistakes(args, "async fn a(&self) -> Result<(), E> {}");
             assert_eq!(mistakes, Vec::<String>::new(), "{args}");
@@ -951,6 +972,7 @@ mod tests {
     #[test]
     fn a_transaction_is_not_at_most_once() {
         let step = "fn a(&self, tx: &Transaction<'_>) -> Result<(), E> {}";
+        one(&step_mistakes("transaction, heartbeat_timeout = \"1s\"", step), "remove `heartbeat_timeout`");
         one(&step_mistakes("transaction, at_most_once", step), "remove `at_most_once`");
         for args in ["at_most_once", "at_most_once, timeout = \"1s\"", "at_most_once, retry(max_attempts = 3)"] {
             assert_eq!(step_mistakes(args, "async fn a(&self) -> Result<(), E> {}"), Vec::<String>::new(), "{args}");

@@ -324,6 +324,8 @@ pub(crate) struct StepContext {
     /// The step whose body made the call.
     pub(crate) outer: Option<Arc<StepContext>>,
     pub(crate) attempt: u32,
+    /// What the last heartbeat had reported when it began.
+    pub(crate) progress: Option<Bytes>,
     /// Random numbers drawn so far.
     pub(crate) draws: AtomicU64,
     /// Transactions begun so far.

@@ -359,21 +359,21 @@ impl Drive {
                 Progress::Flush if self.flight.is_some() => self.missing = None,
                 Progress::Flush | Progress::Wait | Progress::Yield => {
                     self.missing = None;
-                    let (busy, wake, batch, grants) = {
+                    let (busy, wake, beats_due, batch, grants) = {
                         let mut journal = flow.journal();
                         overdue = journal.overdue(flow.env.clock.now());
                         let busy = journal.is_busy() || journal.has_fresh();
                         let in_flight = self.flight.is_some();
                         let writes = !in_flight && (journal.has_batch() || flow.has_unwritten(&journal));
                         let batch = writes.then(|| journal.take_batch());
-                        (busy, journal.wake(), batch, journal.wants_grant(now))
+                        (busy, journal.wake(), journal.beats_due(), batch, journal.wants_grant(now))
                     };
                     let starts = batch.as_ref().is_some_and(|batch| !batch.starts.is_empty());
                     let idle = !busy && !starts && self.flight.is_none() && !grants;
                     if effects != Effects::Allowed && batch.is_none() && !busy && self.flight.is_none() {
                         return self.release().await;
                     }
-                    due = wake.at;
+                    due = wake.at.into_iter().chain(beats_due).min();
                     let rests = idle
                         && !self.restless
                         && effects == Effects::Allowed
@@ -381,7 +381,9 @@ impl Drive {
                         && self.is_long(&wake, now);
                     if rests && !flow.journal().holds_mail(&wake.channels) {
                         (self.mail, due) = (None, None);
-                        self.commit(batch.unwrap_or_default(), Next::Suspend(wake), None);
+                        // With the heartbeats whose turn has not come.
+                        let batch = batch.unwrap_or_else(|| flow.journal().take_batch());
+                        self.commit(batch, Next::Suspend(wake), None);
                     } else {
                         if let Some(batch) = batch {
                             self.commit(batch, Next::Run, None);
@@ -542,7 +544,7 @@ impl Drive {
     fn commit(&mut self, batch: Batch, next: Next, end: Option<FlowState>) {
         debug_assert!(self.flight.is_none(), "one commit at a time");
         self.commits += 1;
-        let Batch { records, consumed, children, starts, items, emitted } = batch;
+        let Batch { records, beats, consumed, children, starts, items, emitted } = batch;
         let suspends = matches!(next, Next::Suspend(_));
         let is_stalled = matches!(next, Next::Stall { .. });
         let labels = self.flow.labels.unwritten().filter(|_| !is_stalled && !self.flow.journal().is_behind());
@@ -550,6 +552,7 @@ impl Drive {
             lease: self.lease.clone(),
             number: self.commits,
             records,
+            beats,
             consumed,
             children,
             labels: labels.clone(),
@@ -725,6 +728,7 @@ impl Drive {
                 // The history goes, and with it what tells that messages were taken which are in the mailbox still.
                 batch.consumed.extend(taken);
                 batch.records.clear();
+                batch.beats.clear();
                 (Next::Continue { input }, FlowState::Scheduled)
             }
         };

@@ -16,11 +16,11 @@ pub enum ErrorKind {
     Failed,
     /// User code panicked.
     Panic,
-    /// A time limit has passed.
+    /// A time limit has passed, or a step has sent no [heartbeat](crate::heartbeat) for too long.
     Timeout,
     /// A value could not be encoded or decoded, or is too large.
     Payload,
-    /// A flow was cancelled.
+    /// A flow was cancelled, or the attempt of a step is over that goes on all the same.
     Cancelled,
     /// Something was asked for that cannot be done.
     Invalid,
@@ -111,6 +111,15 @@ impl Error {
 
     pub(crate) fn timeout(what: &str, limit: Duration) -> Self {
         Self::of(ErrorKind::Timeout, format!("{what} exceeded its time limit of {}", humantime::format_duration(limit)))
+    }
+
+    pub(crate) fn silence(what: &str, limit: Duration) -> Self {
+        let limit = humantime::format_duration(limit);
+        let message = format!(
+            "{what} sent no heartbeat for {limit}: it hangs, or should call ergon::heartbeat() more often, or have a longer \
+             heartbeat_timeout"
+        );
+        Self::of(ErrorKind::Timeout, message)
     }
 
     pub(crate) fn unknown_outcome(what: &str) -> Self {

@@ -68,6 +68,8 @@
 //! A step runs at least once, and again only when the process dies, or loses its lease, before the outcome is
 //! recorded. [`idempotency_key`] makes that harmless for services that know such keys.
 //!
+//! A long step reports how far it has come with [`heartbeat`]; whoever runs it next goes on from there.
+//!
 //! What was done can be undone when the rest fails: see [`saga()`].
 //!
 //! A flow that is under way when its code changes must still make the calls that its history has. Put a change behind
@@ -170,6 +172,7 @@ mod fingerprint;
 mod flow;
 mod flow_ref;
 mod handle;
+mod heartbeat;
 mod journal;
 mod labels;
 mod machine;
@@ -217,6 +220,8 @@ pub use executor::{Executor, Running};
 pub use flow::{Flow, FlowType};
 pub use flow_ref::FlowRef;
 pub use handle::{FlowError, FlowHandle};
+pub use heartbeat::{heartbeat, last_heartbeat};
+pub use journal::HEARTBEAT_INTERVAL;
 pub use labels::{remove_label, set_label};
 pub use mailbox::{Mailbox, Sending, send, send_once};
 pub use middleware::{Middleware, Next, NextFlow, NextStep, RunEnd, StepRun};

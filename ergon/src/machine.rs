@@ -217,6 +217,12 @@ impl Machine {
                 yields = 0;
                 continue;
             }
+            match effects {
+                Effects::Allowed => journal.write_beats(now),
+                // There may be no other time.
+                Effects::Held | Effects::Lapsed => journal.write_beats(Timestamp::MAX),
+                Effects::Replayed => {}
+            }
             return match (journal.has_batch(), restless) {
                 (true, _) => Progress::Flush,
                 (false, true) => Progress::Yield,

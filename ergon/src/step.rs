@@ -23,7 +23,7 @@ use crate::{
     error::{Error, ErrorKind},
     fingerprint::{Sequences, fingerprint},
     flow::ErrorCaps,
-    journal::{CallId, CallKey, CallPoll, Outcome, Place, Repeat, Spec},
+    journal::{CallId, CallKey, CallPoll, Outcome, Place, Repeat, Spec, TimeUp},
     meter::{AttemptEnd, StepTimer},
     middleware::{Layers, NotDone, StepRun, Surrounded},
     retry::RetryPolicy,
@@ -36,6 +36,7 @@ pub struct StepSpec {
     name: &'static str,
     retry: RetryPolicy,
     timeout: Option<Duration>,
+    heartbeat_timeout: Option<Duration>,
     repeat: Repeat,
 }
 
@@ -43,7 +44,8 @@ impl StepSpec {
     /// A step of this name with the standard policy and no time limit.
     #[must_use]
     pub const fn new(name: &'static str) -> Self {
-        Self { name, retry: RetryPolicy::STANDARD, timeout: None, repeat: Repeat::Allowed }
+        let (retry, repeat) = (RetryPolicy::STANDARD, Repeat::Allowed);
+        Self { name, retry, timeout: None, heartbeat_timeout: None, repeat }
     }
 
     /// The same step, whose body runs at most once for each attempt, with one attempt unless a policy follows.
@@ -65,6 +67,13 @@ impl StepSpec {
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// The same step, each attempt of which may go so long without a heartbeat.
+    #[must_use]
+    pub const fn heartbeat_timeout(mut self, heartbeat_timeout: Duration) -> Self {
+        self.heartbeat_timeout = Some(heartbeat_timeout);
         self
     }
 }
@@ -138,7 +147,8 @@ where
         }
     };
     let key = CallKey { kind: CallKind::Step, name: interned(spec.name), args_hash };
-    let call = context.call(key, Spec::Step { limit: spec.timeout, repeat: spec.repeat }, Location::caller());
+    let StepSpec { timeout: limit, heartbeat_timeout: silence, repeat, .. } = *spec;
+    let call = context.call(key, Spec::Step { limit, silence, repeat }, Location::caller());
     let (body, timer): (Body<'a, T, E>, _) = (Box::new(body), StepTimer::default());
     let surround: Surround<'a, T, E> = Layers::step::<T, E>;
     Step { context, call, spec, caps, body, surround, attempt: None, timer, outcome: None, done: false }
@@ -309,7 +319,7 @@ where
     }
 
     /// Polls the body of the running attempt, and records what became of it.
-    fn run(&mut self, cx: &mut task::Context<'_>, number: u32, time_is_up: bool) {
+    fn run(&mut self, cx: &mut task::Context<'_>, number: u32, time_is_up: Option<TimeUp>) {
         if self.attempt.as_ref().is_none_or(|attempt| attempt.number != number) {
             match self.begin(number) {
                 Ok(attempt) => self.attempt = Some(attempt),
@@ -328,14 +338,14 @@ where
             }
             within.run(|| {
                 let polled = body.poll(&mut task::Context::from_waker(waker));
-                if polled.is_pending() && time_is_up {
+                if polled.is_pending() && time_is_up.is_some() {
                     return body.ended().map_or(Poll::Pending, |ended| Poll::Ready(Ok(ended)));
                 }
                 polled
             })
         }));
-        match polled {
-            Ok(Poll::Ready(ended)) => {
+        match (polled, time_is_up) {
+            (Ok(Poll::Ready(ended)), _) => {
                 self.end_attempt();
                 match ended {
                     Ok(result) => self.finish(number, result),
@@ -343,17 +353,22 @@ where
                     Err(NotDone::CutOff(error)) => self.trouble(number, error),
                 }
             }
-            Ok(Poll::Pending) if time_is_up => {
+            (Ok(Poll::Pending), Some(time_is_up)) => {
                 self.end_attempt();
-                let limit = self.spec.timeout.unwrap_or_default();
-                self.trouble(number, Error::timeout(&format!("step {:?}", self.spec.name), limit));
+                let (what, spec) = (format!("step {:?}", self.spec.name), self.spec);
+                let error = match time_is_up {
+                    TimeUp::Limit => Error::timeout(&what, spec.timeout.unwrap_or_default()),
+                    TimeUp::Silence => Error::silence(&what, spec.heartbeat_timeout.unwrap_or_default()),
+                };
+                self.trouble(number, error);
             }
-            Ok(Poll::Pending) => {
+            (Ok(Poll::Pending), None) => {
                 // The attempt itself holds two: one to hand out, one to count.
                 let held = Arc::strong_count(&attempt.wakers) - 2;
-                self.context.flow.journal().note_wakers(self.call, held, &attempt.waker);
+                let flow = &self.context.flow;
+                flow.journal().note_wakers(self.call, held, &attempt.waker, &*flow.env.clock);
             }
-            Err(panic) => {
+            (Err(panic), _) => {
                 self.end_attempt();
                 self.trouble(number, Error::panic(&format!("step {:?}", self.spec.name), &*panic));
             }
@@ -363,7 +378,7 @@ where
     fn begin(&mut self, number: u32) -> Result<Attempt<'a, T, E>, Error> {
         let flow = &self.context.flow;
         self.timer = flow.meter.attempt(self.spec.name);
-        let (path, args_hash, ordinal) = flow.journal().identity(self.call);
+        let (path, args_hash, ordinal, progress) = flow.journal().identity(self.call);
         let span = spans::step(self.spec.name, &path, number);
         let step = StepContext {
             path,
@@ -372,6 +387,7 @@ where
             ordinal,
             outer: self.context.step.clone(),
             attempt: number,
+            progress,
             draws: AtomicU64::new(0),
             watches: OnceLock::new(),
             sent: Mutex::default(),

@@ -74,12 +74,16 @@ impl History {
                     ended_at: None,
                     attempts: 0,
                     phase: record.phase,
+                    progress: None,
                 });
                 calls.len() - 1
             });
             let call = &mut calls[index];
             call.attempts = call.attempts.max(record.attempt);
             call.phase = record.phase;
+            if (record.kind, record.phase) == (CallKind::Step, Phase::Pending) && !record.payload.is_empty() {
+                call.progress = Some(record.payload.clone());
+            }
             if record.phase.is_outcome() {
                 call.ended_at = Some(record.at);
             }
@@ -105,6 +109,8 @@ pub struct CallSummary {
     pub attempts: u32,
     /// Its last recorded phase.
     pub phase: Phase,
+    /// What the last recorded [heartbeat](crate::heartbeat) of a step has reported, encoded; `None` where there was none.
+    pub progress: Option<bytes::Bytes>,
 }
 
 impl fmt::Display for History {
@@ -143,6 +149,9 @@ fn line(f: &mut fmt::Formatter<'_>, record: &Record, began: Timestamp) -> fmt::R
     let took = brief(record.at.since(record.started_at));
     let due = record.due_at.map(|at| brief(at.since(began)));
     match (record.phase, &due) {
+        (Phase::Pending, _) if record.kind == CallKind::Step && !record.payload.is_empty() => {
+            writeln!(f, "attempt {} has come to {}", record.attempt, excerpt(&record.payload))
+        }
         (Phase::Pending, Some(due)) if record.kind == CallKind::Step => writeln!(f, "has time until {due}"),
         (Phase::Pending, None) if record.kind == CallKind::Step => writeln!(f, "attempt {} begins", record.attempt),
         (Phase::Pending, Some(due)) => writeln!(f, "waits until {due}"),

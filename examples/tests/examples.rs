@@ -439,6 +439,26 @@ fn digest(db: &str) -> String {
 }
 
 #[test]
+fn backup_goes_on_where_it_was_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (from, to) = (path("from"), path("to"));
+    let bytes: Vec<u8> = (0..6_000_000_u32).map(|number| (number % 251).try_into().unwrap()).collect();
+    fs::write(&from, &bytes).unwrap();
+    let mut killed = Run::start("backup", &[&from, &to]);
+    killed.until_prints("begin at 0\n");
+    // Its first heartbeat was durable long before.
+    killed.until_prints("copied 1310720\n");
+    assert!(killed.kill(), "it had to be killed in the middle");
+    let text = run("backup", &[&from, &to]);
+    let begun: u64 = text.split_once("begin at ").unwrap().1.lines().next().unwrap().parse().unwrap();
+    assert!(begun >= 262_144, "{text}");
+    has(&text, &["attempt 1 has come to", "done, 6000000 bytes"]);
+    assert!(fs::read(&to).unwrap() == bytes);
+    assert!(!run("backup", &[&from, &to]).contains("begin"), "it is done");
+}
+
+#[test]
 fn ingest_is_the_same_however_often_it_is_killed() {
     let folder = tempfile::tempdir().unwrap();
     let tree = folder.path().join("tree");

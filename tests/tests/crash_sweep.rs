@@ -9,6 +9,7 @@
 use std::{collections::BTreeSet, fmt::Write, time::Duration};
 
 use ergon::{
+    heartbeat, last_heartbeat,
     prelude::*,
     storage::{CallKind, Clock, ExecutionLog, Filter, Phase},
 };
@@ -36,6 +37,7 @@ enum Case {
     ChildrenJoined,
     InnerWaits,
     Unordered,
+    Heartbeats,
 }
 
 #[flow_type]
@@ -56,6 +58,7 @@ impl Case {
             Self::ChildrenJoined => self.children_joined().await,
             Self::InnerWaits => self.inner_waits().await,
             Self::Unordered => self.unordered().await,
+            Self::Heartbeats => self.heartbeats().await,
         }
     }
 
@@ -146,6 +149,11 @@ impl Case {
         Ok(sum.to_string())
     }
 
+    async fn heartbeats(&self) -> Result<String, String> {
+        let (pages, own) = tokio::try_join!(self.pages(), self.slow("own", 5))?;
+        Ok(pages + &own + &self.work("after").await?)
+    }
+
     #[step]
     async fn work(&self, label: &str) -> Result<String, String> {
         ran(label);
@@ -189,6 +197,22 @@ impl Case {
         let early: String = signal("early").await.map_err(|error| error.to_string())?;
         ran("end");
         Ok(inner + &early)
+    }
+
+    /// Fails once, two seconds after its last heartbeat was written.
+    #[step(heartbeat_timeout = "10m", retry(max_attempts = 2, backoff = "1s", jitter = 0.0))]
+    async fn pages(&self) -> Result<String, String> {
+        let clock = state::<TestClock>();
+        let begun: u64 = last_heartbeat().map_err(|error| error.to_string())?.unwrap_or(0);
+        ran(&format!("pages{begun}"));
+        for page in begun + 1..=6 {
+            clock.sleep_until(clock.now().saturating_add(Duration::from_secs(2))).await;
+            heartbeat(&page).map_err(|error| error.to_string())?;
+            if page == 4 {
+                return Err("not yet".into());
+            }
+        }
+        Ok("pages ".into())
     }
 
     #[step]
@@ -290,6 +314,15 @@ fn durable(log: &FaultyLog) -> BTreeSet<String> {
                     Phase::Completed if &*record.name == "outer" || &*record.name == "waits" => {
                         labels.insert("outer".into());
                     }
+                    Phase::Completed if &*record.name == "pages" => {
+                        labels.extend((0..=6).map(|page| format!("pages{page}")));
+                    }
+                    // From there on the next body goes on.
+                    Phase::Pending if &*record.name == "pages" => {
+                        let page: u64 = text.parse().unwrap();
+                        labels.extend((0..page).map(|page| format!("pages{page}")));
+                    }
+                    Phase::Attempt if &*record.name == "pages" => {}
                     Phase::Completed if &*record.name == "flaky" => {
                         labels.insert("flaky3".into());
                     }
@@ -660,5 +693,29 @@ sweeps! {
         CrashAfter 2: 0 3 6 9 12 15 18 | 1 4 7 10 13 16 19 2 5 8 11 14 17
         CrashAfter 3: 0 3 6 9 12 15 18 1 4 7 10 13 16 19 | 2 5 8 11 14 17
         CrashAfter 4: 0 3 6 9 12 15 18 1 4 7 10 13 16 19 2 5 8 11 14 17 |
+    "#]],
+    heartbeats: Heartbeats expect![[r#"
+        pages own after
+        own pages0 pages4 after
+        CrashBefore 1:  | own pages0 pages4 after
+        CrashBefore 2: own pages0 | own pages0 pages4 after
+        CrashBefore 3: own pages0 | own pages1 pages4 after
+        CrashBefore 4: own pages0 | own pages2 pages4 after
+        CrashBefore 5: own pages0 | pages2 pages4 after
+        CrashBefore 6: own pages0 | pages3 pages4 after
+        CrashBefore 7: own pages0 | pages4 after
+        CrashBefore 8: own pages0 pages4 | pages4 after
+        CrashBefore 9: own pages0 pages4 | pages5 after
+        CrashBefore 10: own pages0 pages4 after | after
+        CrashAfter 1:  | own pages0 pages4 after
+        CrashAfter 2: own pages0 | own pages1 pages4 after
+        CrashAfter 3: own pages0 | own pages2 pages4 after
+        CrashAfter 4: own pages0 | pages2 pages4 after
+        CrashAfter 5: own pages0 | pages3 pages4 after
+        CrashAfter 6: own pages0 | pages4 after
+        CrashAfter 7: own pages0 | pages4 after
+        CrashAfter 8: own pages0 pages4 | pages5 after
+        CrashAfter 9: own pages0 pages4 | after
+        CrashAfter 10: own pages0 pages4 after |
     "#]],
 }

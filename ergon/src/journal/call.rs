@@ -3,7 +3,9 @@
 use std::{fmt, panic::Location, sync::Arc, task::Waker, time::Duration};
 
 use bytes::Bytes;
-use ergon_storage::{CallKind, CallPath, Message, NewFlow, NewItem, Phase, Record, Timestamp};
+use ergon_storage::{Beat, CallKind, CallPath, Message, NewFlow, NewItem, Phase, Record, Timestamp};
+
+use super::beat::Pulse;
 
 /// What makes two calls the same call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -29,10 +31,20 @@ pub(crate) enum Place {
 /// What a call wants, beside its key.
 #[derive(Debug)]
 pub(crate) enum Spec {
-    Step { limit: Option<Duration>, repeat: Repeat },
+    Step {
+        limit: Option<Duration>,
+        /// How long a body may go without a heartbeat.
+        silence: Option<Duration>,
+        repeat: Repeat,
+    },
     Timer(Due),
-    Signal { limit: Option<Duration> },
-    Child { flow: Box<NewFlow>, detached: bool },
+    Signal {
+        limit: Option<Duration>,
+    },
+    Child {
+        flow: Box<NewFlow>,
+        detached: bool,
+    },
 }
 
 /// Whether the body of a step may run again that may have run.
@@ -56,11 +68,20 @@ pub(crate) enum CallPoll {
     /// Nothing yet; the waker will be woken.
     Pending,
     /// The body of a step may run, as this attempt, unless its time is up.
-    Run { attempt: u32, time_is_up: bool },
+    Run { attempt: u32, time_is_up: Option<TimeUp> },
     /// This attempt of a step that runs at most once may have run, and its outcome is lost.
     Lost { attempt: u32 },
     /// The outcome. The call has ended.
     Ready(Outcome),
+}
+
+/// Which time of an attempt is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TimeUp {
+    /// Its time limit has passed.
+    Limit,
+    /// It has sent no heartbeat for too long.
+    Silence,
 }
 
 /// A released outcome.
@@ -74,6 +95,8 @@ pub(crate) struct Outcome {
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) records: Vec<Record>,
+    /// How far bodies have come, of which there are records.
+    pub(crate) beats: Vec<Beat>,
     pub(crate) consumed: Vec<u32>,
     pub(crate) children: Vec<NewFlow>,
     /// The calls that wait only for these children to be accepted.
@@ -86,7 +109,11 @@ pub(crate) struct Batch {
 
 impl Batch {
     pub(crate) fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.consumed.is_empty() && self.children.is_empty() && self.items.is_empty()
+        self.records.is_empty()
+            && self.beats.is_empty()
+            && self.consumed.is_empty()
+            && self.children.is_empty()
+            && self.items.is_empty()
     }
 }
 
@@ -132,6 +159,10 @@ pub(super) struct Call {
     pub(super) started_at: Timestamp,
     /// For a step with a time limit, that of the attempt under way.
     pub(super) limit: Option<TimeLimit>,
+    /// For a step that sends heartbeats, or should: the last one, and when the next must come.
+    pub(super) pulse: Option<Box<Pulse>>,
+    /// The number of the record that tells of the attempt under way, where this journal has made it; else 0.
+    pub(super) begun_seq: u32,
     pub(super) waker: Option<Waker>,
     /// For a child its flow id; for a signal that came the number of its message; for a step called by a step its number
     /// among equal calls, unless it is the first; [`UNCERTAIN`] for a failure of which the body did not tell.

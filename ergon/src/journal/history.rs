@@ -27,6 +27,8 @@ pub(super) struct Recorded {
     /// The instant of a wait; for a step when the time of its last attempt is up.
     pub(super) due_at: Option<Timestamp>,
     pub(super) reference: Option<Arc<str>>,
+    /// What the last heartbeat reported, of whichever attempt.
+    pub(super) progress: Option<Bytes>,
     pub(super) outcome: Option<RecordedOutcome>,
 }
 
@@ -56,6 +58,7 @@ impl Recorded {
             retry_at: None,
             due_at: None,
             reference: None,
+            progress: None,
             outcome: None,
         }
     }
@@ -69,6 +72,9 @@ impl Recorded {
                 self.started_at = record.started_at;
                 self.due_at = record.due_at;
                 self.begun = record.attempt;
+                if !record.payload.is_empty() {
+                    self.progress = Some(record.payload);
+                }
             }
             Phase::Attempt => {
                 self.due_at = None;

@@ -14,6 +14,7 @@
 //! **Invariant:** while recorded outcomes of the flow's scope wait to be released, no body starts, no wait ends
 //! and nothing new is recorded.
 
+mod beat;
 mod call;
 mod history;
 mod release;
@@ -29,10 +30,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use ergon_storage::{CallKind, CallPath, Channel, Message, NewItem, Phase, Record, Timestamp, Wake};
+use ergon_storage::{CallKind, CallPath, Channel, Clock, Message, NewItem, Phase, Record, Timestamp, Wake};
 use slab::Slab;
 
-pub(crate) use self::call::{Batch, CallId, CallKey, CallPoll, Divergence, Due, Outcome, Place, Refusal, Repeat, Spec};
+pub use self::beat::HEARTBEAT_INTERVAL;
+pub(crate) use self::call::{
+    Batch, CallId, CallKey, CallPoll, Divergence, Due, Outcome, Place, Refusal, Repeat, Spec, TimeUp,
+};
 use self::{
     call::{Call, State, TimeLimit, UNCERTAIN},
     scope::Scope,
@@ -88,6 +92,8 @@ pub(crate) struct Journal {
     mail: BTreeMap<Channel, BTreeMap<u32, Message>>,
     /// The last message that arrived on each channel.
     mail_seen: BTreeMap<Channel, u32>,
+    /// Heartbeats that are yet to be written, by when they may be.
+    held: BTreeSet<(Timestamp, CallId)>,
     /// Bodies that run and wait for something that the journal does not know.
     busy: usize,
 
@@ -156,6 +162,7 @@ impl Journal {
             void: loaded.void,
             mail: BTreeMap::new(),
             mail_seen: BTreeMap::new(),
+            held: BTreeSet::new(),
             busy: 0,
             seq,
             last,
@@ -213,6 +220,8 @@ impl Journal {
             begun: 0,
             started_at: self.now,
             limit: None,
+            pulse: None,
+            begun_seq: 0,
             waker: None,
             reference,
         }));
@@ -262,7 +271,11 @@ impl Journal {
             if call.is_lost() {
                 return CallPoll::Lost { attempt: call.attempts + 1 };
             }
-            let time_is_up = call.limit.is_some_and(|limit| limit.passed);
+            let time_is_up = match (&call.limit, &call.pulse) {
+                (Some(limit), _) if limit.passed => Some(TimeUp::Limit),
+                (_, Some(pulse)) if pulse.is_silent() => Some(TimeUp::Silence),
+                _ => None,
+            };
             return CallPoll::Run { attempt: call.attempts + 1, time_is_up };
         }
         if !call.polled {
@@ -333,11 +346,13 @@ impl Journal {
         self.calls.get(id.0)?.path.as_ref()
     }
 
-    /// The path of a sealed step, the hash of its arguments, and the how manieth equal call of its body it is.
-    pub(crate) fn identity(&self, id: CallId) -> (CallPath, u64, u32) {
-        let Some(call) = self.calls.get(id.0) else { return (CallPath::top(0), 0, 1) };
+    /// The path of a sealed step, the hash of its arguments, the how manieth equal call of its body it is, and what its
+    /// last heartbeat has reported.
+    pub(crate) fn identity(&self, id: CallId) -> (CallPath, u64, u32, Option<Bytes>) {
+        let Some(call) = self.calls.get(id.0) else { return (CallPath::top(0), 0, 1, None) };
         let path = call.path.clone().unwrap_or(CallPath::top(0));
-        (path, call.key.args_hash, history::ordinal(call.reference.as_deref()))
+        let progress = call.pulse.as_ref().and_then(|pulse| pulse.progress());
+        (path, call.key.args_hash, history::ordinal(call.reference.as_deref()), progress)
     }
 
     /// Gives a signal that was made in this pass a time limit, which is part of its identity. False when its
@@ -434,6 +449,9 @@ impl Journal {
     pub(crate) fn finish(&mut self, id: CallId, phase: Phase, payload: Bytes, now: Timestamp) {
         debug_assert!(phase.is_outcome(), "a step ends with an outcome");
         self.unwatch(id);
+        if self.calls[id.0].pulse.is_some() {
+            self.end_pulse(id, phase);
+        }
         let call = &mut self.calls[id.0];
         debug_assert!(matches!(call.state, State::Running), "only a running step ends");
         self.busy -= usize::from(!call.quiet);
@@ -461,6 +479,9 @@ impl Journal {
     /// Records a failed attempt of a running step; the next one may begin at `retry_at`.
     pub(crate) fn attempt_failed(&mut self, id: CallId, error: Bytes, retry_at: Timestamp, now: Timestamp) {
         self.unwatch(id);
+        if self.calls[id.0].pulse.is_some() {
+            self.end_pulse(id, Phase::Attempt);
+        }
         let call = &mut self.calls[id.0];
         debug_assert!(matches!(call.state, State::Running), "only a running step fails");
         self.busy -= usize::from(!call.quiet);
@@ -475,6 +496,7 @@ impl Journal {
         let call = &mut self.calls[id.0];
         call.attempts = attempt;
         call.attempt_seq = seq;
+        call.begun_seq = 0;
         call.limit = None;
         call.state = State::Backoff(retry_at);
         self.timers.insert((retry_at, id));
@@ -488,15 +510,20 @@ impl Journal {
 
     /// Notes what the body of a running step waits for, by how many clones of its waker are held anywhere: a body
     /// all of whose wakers are held by calls of its own can be left alone until one of those has its outcome.
-    pub(crate) fn note_wakers(&mut self, id: CallId, held: usize, waker: &Waker) {
+    pub(crate) fn note_wakers(&mut self, id: CallId, held: usize, waker: &Waker, clock: &dyn Clock) {
         let own = self.nested.get(&id).into_iter().flat_map(|scope| &scope.open).map(|own| &self.calls[own.0]);
         // A combinator hands out wakers of its own; what else it waits for is not known.
         let own = own.filter(|call| call.waker.as_ref().is_some_and(|known| known.will_wake(waker)));
         // A quiet body holds its waker once more, to pass on what wakes it.
         let known = own.map(|call| 1 + usize::from(call.quiet)).sum();
         let call = &mut self.calls[id.0];
+        let rests = known > 0 && held <= known;
+        if call.pulse.is_some() {
+            self.rest(id, rests, clock);
+        }
+        let call = &mut self.calls[id.0];
         // A body that must not start again stays in memory.
-        let quiet = known > 0 && held <= known && !call.never_repeats();
+        let quiet = rests && !call.never_repeats();
         if quiet != call.quiet {
             call.quiet = quiet;
             if quiet { self.busy -= 1 } else { self.busy += 1 }
@@ -516,7 +543,7 @@ impl Journal {
                 self.calls[id.0].started_at = now;
                 let attempt = self.calls[id.0].attempts + 1;
                 let record = Record { attempt, ..self.record(id, Phase::Pending, now) };
-                self.append(record);
+                self.calls[id.0].begun_seq = self.append(record);
                 self.intended.push(id);
             } else {
                 self.startable.push_back(id);
@@ -554,6 +581,12 @@ impl Journal {
                 }
             }
             self.timers.extend(call.limit.map(|limit| (limit.at, id)));
+            if let Spec::Step { silence: Some(silence), .. } = call.spec
+                && !call.is_lost()
+            {
+                let pulse = call.pulse.get_or_insert_default();
+                self.timers.extend(pulse.begin(silence, now).map(|at| (at, id)));
+            }
             self.busy += 1;
             if let Some(waker) = &call.waker {
                 waker.wake_by_ref();
@@ -593,6 +626,8 @@ impl Journal {
     /// Takes what is to be written; until [`flushed`](Self::flushed), nothing else may be taken.
     pub(crate) fn take_batch(&mut self) -> Batch {
         debug_assert!(!self.in_flight, "one commit at a time");
+        // What waits for its turn may as well come along.
+        self.write_beats(Timestamp::MAX);
         self.in_flight = true;
         std::mem::take(&mut self.batch)
     }
@@ -799,6 +834,9 @@ impl Journal {
                 if let Some(limit) = call.limit {
                     self.timers.remove(&(limit.at, id));
                 }
+                if let Some(at) = call.pulse.as_ref().and_then(|pulse| pulse.armed()) {
+                    self.timers.remove(&(at, id));
+                }
             }
             State::Waiting { due } => {
                 if let Some(due) = due {
@@ -974,6 +1012,9 @@ impl Journal {
     fn remove(&mut self, id: CallId) -> Call {
         self.close_scope(id);
         let call = self.calls.remove(id.0);
+        if let Some(at) = call.pulse.as_ref().and_then(|pulse| pulse.held()) {
+            self.held.remove(&(at, id));
+        }
         self.handed_over.take_if(|last| *last == id);
         if let Place::Step(owner) = call.place
             && let Some(scope) = self.nested.get_mut(&owner)

@@ -94,8 +94,13 @@ impl Journal {
 
     /// Ends the wait whose time has come first, by an instant or by a message.
     fn fire(&mut self, now: Timestamp) -> bool {
-        let due = self.timers.iter().find(|(_, id)| !matches!(self.calls[id.0].state, State::Backoff(_)));
-        let due = due.copied().filter(|(due, _)| *due <= now);
+        let due = loop {
+            let due = self.timers.iter().find(|(_, id)| !matches!(self.calls[id.0].state, State::Backoff(_)));
+            match due.copied().filter(|(due, _)| *due <= now) {
+                Some((at, id)) if self.still_beats(id, at, now) => {}
+                due => break due,
+            }
+        };
         let message = self
             .signals
             .iter()
@@ -132,9 +137,13 @@ impl Journal {
         }
         self.unwatch(id);
         let call = &mut self.calls[id.0];
-        if let (State::Running, Some(limit)) = (&call.state, &mut call.limit) {
+        if let State::Running = call.state {
             // The step itself records what becomes of its attempt.
-            limit.passed = true;
+            match (&mut call.limit, &mut call.pulse) {
+                (Some(limit), _) if limit.at <= now => limit.passed = true,
+                (_, Some(pulse)) => pulse.fall_silent(),
+                _ => {}
+            }
             if let Some(waker) = &call.waker {
                 waker.wake_by_ref();
             }

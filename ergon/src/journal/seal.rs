@@ -6,6 +6,7 @@ use ergon_storage::{CallKind, CallPath, Channel, Phase, Record, Timestamp};
 
 use super::{
     CallId, CallKey, Divergence, Due, Journal, Outcome, Place, Refusal, Spec, State,
+    beat::Pulse,
     call::{Call, TimeLimit},
     handed,
     history::{Recorded, RecordedOutcome},
@@ -143,7 +144,7 @@ impl Journal {
         }
         let (attempt, due_at) = (call.attempts + 1, Some(limit.at));
         let record = Record { attempt, due_at, ..self.record(owner, Phase::Pending, now) };
-        self.append(record);
+        self.calls[owner.0].begun_seq = self.append(record);
     }
 
     /// Steps that call steps that call steps … must end somewhere.
@@ -206,6 +207,7 @@ impl Journal {
         call.attempts = recorded.attempts;
         call.attempt_seq = recorded.attempt_seq;
         call.begun = recorded.begun;
+        call.pulse = recorded.progress.map(|progress| Box::new(Pulse::resumed(progress)));
         if recorded.reference.is_some() {
             call.reference = recorded.reference;
         }
