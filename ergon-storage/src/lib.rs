@@ -39,6 +39,7 @@ mod record;
 #[cfg(feature = "redis")]
 mod redis;
 mod shared;
+mod snapshot;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod time;
@@ -70,6 +71,7 @@ pub use record::{Beat, CallKind, CallPath, InvalidPath, Phase, Record};
 #[cfg(feature = "sqlite")]
 #[doc(no_inline)]
 pub use rusqlite;
+pub use snapshot::{Extras, Imported, Reset, Snapshot};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{Durability, SqliteExecutionLog, SqliteOptions, Transaction as SqliteTransaction};
 pub use time::Timestamp;

@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::{
-    Beat, Channel, Clock, Commit, CommitNow, Committed, Count, Cursor, Database, Error, ErrorKind, Feed, Filter,
-    FlowId, FlowInfo, FlowPage, FlowRecord, FlowState, Item, Message, NewFlow, NewMessage, PrunePolicy, Record, Result,
-    Sent, Timestamp, Topic, Watch, Work, WorkResult,
+    Beat, Channel, Clock, Commit, CommitNow, Committed, Count, Cursor, Database, Error, ErrorKind, Extras, Feed,
+    Filter, FlowId, FlowInfo, FlowPage, FlowRecord, FlowState, Imported, Item, Message, NewFlow, NewMessage,
+    PrunePolicy, Record, Reset, Result, Sent, Snapshot, Timestamp, Topic, Watch, Work, WorkResult,
 };
 
 /// The durable record of flows, their histories and their mailboxes.
@@ -227,7 +227,41 @@ pub trait ExecutionLog: Send + Sync + 'static {
     /// counts in parts are counted once, as they were at one instant or another.
     async fn counts(&self, filter: &Filter) -> Result<Vec<Count>>;
 
+    /// What is kept of a flow beside what the other questions tell; `None` when the id is unknown. See
+    /// [`Snapshot::read`].
+    async fn extras(&self, flow: &FlowId) -> Result<Option<Extras>>;
+
     // ---- upkeep ------------------------------------------------------------------------------------------
+
+    /// Puts a flow into the log with all that it has been through, as if it had been here all the time: with its state,
+    /// its instants and its epoch, and the numbers of its messages and items. One that was running is due at once. An id
+    /// that is taken changes nothing.
+    ///
+    /// The flow counts as accepted now where flows are listed in that order, and is the child of the parent that it names
+    /// if that one was accepted before. Its present run hears of the ends of all its attached children that are accepted
+    /// later. Nobody is told anything: neither is its parent of its end.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] and [`ErrorKind::TooLarge`] as [`Snapshot::admit`].
+    async fn import(&self, snapshot: Snapshot) -> Result<Imported>;
+
+    /// Takes a flow back to an earlier place in its history, whatever its state: what is not to be
+    /// [kept](Reset::keep) is removed, the records that stay are renumbered without gaps, and the flow is scheduled,
+    /// claimable at once. From then on every write under an earlier lease is refused, even the repeat of a commit: the
+    /// epoch is a new one. The deliveries and the number of items that its code has
+    /// [emitted](crate::FlowInfo::emitted) are reset, the items themselves stay, and so does what
+    /// [`transact`](Self::transact) has kept; the time limit begins anew.
+    ///
+    /// The messages that come with the reset are put back into its mailbox, and all ends of children are taken out of it.
+    /// The children that it names are cancelled if they live, with their attached descendants, and forgotten, as far as the
+    /// flow hears of them. What the flow has told its parent of its end is withdrawn if it has not been taken in.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] for an unknown flow; [`ErrorKind::Conflict`] when its run, epoch or number of records is
+    /// not the one that was seen; [`ErrorKind::Invalid`] and [`ErrorKind::TooLarge`] as [`Reset::check`].
+    async fn reset(&self, reset: Reset) -> Result<()>;
 
     /// Forgets finished flows with everything that belongs to them, the longest finished first, and returns how
     /// many. A flow stays while the parent that waits for it has not ended.

@@ -125,6 +125,12 @@ impl Message {
         format!("{call} {child}")
     }
 
+    /// What a log keeps of whose end this one tells; `None` for everything else.
+    pub(crate) fn kept_origin(&self) -> Option<String> {
+        let call = self.child.and(self.reference.as_deref())?;
+        Some(self.ended.as_ref().map_or_else(|| call.to_owned(), |child| format!("{call} {child}")))
+    }
+
     /// The same message as the end of a child, with its [`origin`](Self::origin).
     #[must_use]
     pub fn with_child(mut self, outcome: ChildOutcome, origin: &str) -> Self {

@@ -81,6 +81,9 @@ pub enum CallKind {
     Child,
     /// A change of the code that the flow has taken up. No call: its path is 0.
     Patch,
+    /// The records before this one are those of another flow, from which this one was forked. No call: its path is 0; its
+    /// name is the id of that flow, its reference the call before which it was cut, if it was.
+    Fork,
 }
 
 impl CallKind {
@@ -92,6 +95,7 @@ impl CallKind {
             Self::Signal => 3,
             Self::Child => 4,
             Self::Patch => 5,
+            Self::Fork => 7,
         }
     }
 
@@ -103,6 +107,7 @@ impl CallKind {
             3 => Some(Self::Signal),
             4 => Some(Self::Child),
             5 => Some(Self::Patch),
+            7 => Some(Self::Fork),
             _ => None,
         }
     }
@@ -116,6 +121,7 @@ impl fmt::Display for CallKind {
             Self::Signal => "signal",
             Self::Child => "child",
             Self::Patch => "patch",
+            Self::Fork => "fork",
         })
     }
 }

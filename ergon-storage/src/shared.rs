@@ -6,8 +6,9 @@ use futures::future::BoxFuture;
 
 use crate::{
     Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, CommitNow, Committed, Count, Cursor, Database, Enqueued,
-    ExecutionLog, Feed, Filter, FlowId, FlowPage, FlowRecord, Item, Lease, LeaseState, Limits, Message, NewFlow,
-    NewMessage, PrunePolicy, Record, Result, Retried, Sent, Topic, Watch, Work, WorkResult,
+    ExecutionLog, Extras, Feed, Filter, FlowId, FlowPage, FlowRecord, Imported, Item, Lease, LeaseState, Limits,
+    Message, NewFlow, NewMessage, PrunePolicy, Record, Reset, Result, Retried, Sent, Snapshot, Topic, Watch, Work,
+    WorkResult,
 };
 
 /// Asks the log behind the pointer, with its own future: `#[async_trait]` would put each one into another box.
@@ -63,6 +64,9 @@ impl<L: ExecutionLog + ?Sized> ExecutionLog for Arc<L> {
         items<'a, 'b>(flow: &'a FlowId, feed: &'b Feed, after: u32, limit: usize) -> Vec<Item>;
         list<'a>(filter: &'a Filter, after: Option<Cursor>, limit: usize) -> FlowPage;
         counts<'a>(filter: &'a Filter) -> Vec<Count>;
+        extras<'a>(flow: &'a FlowId) -> Option<Extras>;
+        import(snapshot: Snapshot) -> Imported;
+        reset(reset: Reset) -> ();
         prune<'a>(policy: &'a PrunePolicy) -> u64;
         delete<'a>(flow: &'a FlowId) -> bool;
     }

@@ -17,9 +17,9 @@ use ergon::{
     FlowId, StorageError,
     storage::{
         CallKind, Cancelled, Channel, ClaimRequest, Claimed, ClaimedFlow, Clock, Commit, CommitNow, Committed, Count,
-        Cursor, Database, Enqueued, ErrorKind, ExecutionLog, Feed, Filter, FlowPage, FlowRecord, Item, Lease,
-        LeaseState, Limits, Message, NewFlow, NewMessage, PrunePolicy, Record, Result, Retried, Sent, Topic, Watch,
-        Work, WorkResult,
+        Cursor, Database, Enqueued, ErrorKind, ExecutionLog, Extras, Feed, Filter, FlowPage, FlowRecord, Imported,
+        Item, Lease, LeaseState, Limits, Message, NewFlow, NewMessage, PrunePolicy, Record, Reset, Result, Retried,
+        Sent, Snapshot, Topic, Watch, Work, WorkResult,
     },
 };
 use tokio::sync::watch;
@@ -461,6 +461,18 @@ impl ExecutionLog for FaultyLog {
 
     async fn counts(&self, filter: &Filter) -> Result<Vec<Count>> {
         self.ask("counts", self.inner.counts(filter)).await
+    }
+
+    async fn extras(&self, flow: &FlowId) -> Result<Option<Extras>> {
+        self.ask("extras", self.inner.extras(flow)).await
+    }
+
+    async fn import(&self, snapshot: Snapshot) -> Result<Imported> {
+        self.ask("import", self.inner.import(snapshot)).await
+    }
+
+    async fn reset(&self, reset: Reset) -> Result<()> {
+        self.ask("reset", self.inner.reset(reset)).await
     }
 
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64> {

@@ -15,9 +15,9 @@ use futures::future::try_join_all;
 use super::{Codecs, PayloadCodec, PayloadKind};
 use crate::{
     Cancelled, Channel, ChildOutcome, ClaimRequest, Claimed, ClaimedFlow, Clock, Commit, CommitNow, Committed, Count,
-    Cursor, Database, Enqueued, Error, ExecutionLog, Feed, Filter, FlowId, FlowPage, FlowRecord, FlowState, Item,
-    Lease, LeaseState, Limits, Message, NewFlow, NewMessage, Next, PrunePolicy, Record, Result, Retried, Sent, Topic,
-    Watch, Work, WorkResult,
+    Cursor, Database, Enqueued, Error, ExecutionLog, Extras, Feed, Filter, FlowId, FlowPage, FlowRecord, FlowState,
+    Imported, Item, Lease, LeaseState, Limits, Message, NewFlow, NewMessage, Next, PrunePolicy, Record, Reset, Result,
+    Retried, Sent, Snapshot, Topic, Watch, Work, WorkResult,
 };
 
 /// A log that encodes the payloads of the user's before another log gets them, and decodes what that one has. The other
@@ -205,16 +205,42 @@ impl CodecExecutionLog {
 
     fn decode_messages(&self, flow: &FlowId, messages: &mut [Message]) -> Result<()> {
         for message in messages {
-            let kind = match message.child {
-                None => PayloadKind::Message,
-                Some(ChildOutcome::Completed) => PayloadKind::Result,
-                Some(ChildOutcome::Failed) => PayloadKind::Error,
-                // Texts of the log's own.
-                Some(ChildOutcome::Cancelled | ChildOutcome::Refused) => continue,
-            };
-            // What a child ends with is encoded once, as its own.
-            let owner = message.ended.as_ref().unwrap_or(flow);
-            message.payload = self.codecs.decode(owner, kind, &message.payload)?;
+            if let Some((owner, kind)) = kind_of(message, flow) {
+                message.payload = self.codecs.decode(owner, kind, &message.payload)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A flow as it is to be put in.
+    fn encode_snapshot(&self, mut snapshot: Snapshot) -> Result<Snapshot> {
+        let Snapshot { flow, extras, records, messages, items } = &mut snapshot;
+        let id = &flow.info.id;
+        let state = flow.info.state;
+        flow.input = self.codecs.encode(id, PayloadKind::Input, &flow.input)?;
+        if let Some(accepted) = &extras.accepted {
+            extras.accepted = Some(self.codecs.encode(id, PayloadKind::Input, accepted)?);
+        }
+        let kind = if state == FlowState::Completed { PayloadKind::Result } else { PayloadKind::Error };
+        flow.result = self.codecs.encode(id, kind, &flow.result)?;
+        for record in records {
+            record.payload = self.codecs.encode(id, PayloadKind::of(record), &record.payload)?;
+        }
+        self.encode_messages(id, messages)?;
+        for item in items.values_mut().flatten() {
+            item.payload = self.codecs.encode(id, PayloadKind::Item, &item.payload)?;
+        }
+        if self.codecs.hides_reasons && state == FlowState::Failed {
+            flow.info.reason = Some(Self::HIDDEN_REASON.into());
+        }
+        Ok(snapshot)
+    }
+
+    fn encode_messages(&self, flow: &FlowId, messages: &mut [Message]) -> Result<()> {
+        for message in messages {
+            if let Some((owner, kind)) = kind_of(message, flow) {
+                message.payload = self.codecs.encode(owner, kind, &message.payload)?;
+            }
         }
         Ok(())
     }
@@ -260,6 +286,18 @@ impl CodecExecutionLog {
             }
         }
     }
+}
+
+/// What the payload of a message to a flow is encoded as; `None` for texts of the log's own.
+fn kind_of<'m>(message: &'m Message, flow: &'m FlowId) -> Option<(&'m FlowId, PayloadKind)> {
+    let kind = match message.child {
+        None => PayloadKind::Message,
+        Some(ChildOutcome::Completed) => PayloadKind::Result,
+        Some(ChildOutcome::Failed) => PayloadKind::Error,
+        Some(ChildOutcome::Cancelled | ChildOutcome::Refused) => return None,
+    };
+    // What a child ends with is encoded once, as its own.
+    Some((message.ended.as_ref().unwrap_or(flow), kind))
 }
 
 /// Why the outcome of some work could not be encoded.
@@ -437,6 +475,29 @@ impl ExecutionLog for CodecExecutionLog {
 
     async fn counts(&self, filter: &Filter) -> Result<Vec<Count>> {
         self.log.counts(filter).await
+    }
+
+    async fn extras(&self, flow: &FlowId) -> Result<Option<Extras>> {
+        let Some(mut extras) = self.log.extras(flow).await? else { return Ok(None) };
+        if let Some(accepted) = &extras.accepted {
+            extras.accepted = Some(self.codecs.decode(flow, PayloadKind::Input, accepted)?);
+        }
+        // A value that is left as it is stored would be encoded twice where it is put in.
+        if let Some(record) = self.log.flow(flow).await? {
+            self.codecs.decode(flow, PayloadKind::Input, &record.input)?;
+        }
+        Ok(Some(extras))
+    }
+
+    async fn import(&self, snapshot: Snapshot) -> Result<Imported> {
+        let snapshot = snapshot.admit(self.clock().now(), &self.limits())?;
+        self.log.import(self.encode_snapshot(snapshot)?).await
+    }
+
+    async fn reset(&self, mut reset: Reset) -> Result<()> {
+        reset.check(&self.limits())?;
+        self.encode_messages(&reset.flow, &mut reset.messages)?;
+        self.log.reset(reset).await
     }
 
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64> {

@@ -79,6 +79,7 @@ pub mod read;
 pub mod retry;
 pub mod runs;
 pub mod script;
+pub mod snapshots;
 pub mod suspend;
 pub mod upkeep;
 pub mod watch;
@@ -353,6 +354,25 @@ macro_rules! conformance_tests {
                 beats_of_many_flows_at_once
                 a_retry_keeps_the_beats_of_what_it_keeps
             }
+            snapshots {
+                import_keeps_everything_in_every_state
+                import_of_a_taken_id_changes_nothing
+                import_refuses_what_makes_no_sense
+                an_imported_flow_goes_on
+                an_imported_run_goes_on
+                an_imported_family_is_one
+                an_imported_flow_is_retried
+                a_large_flow_is_imported_whole
+                extras_of_an_unknown_flow
+                reset_brings_every_state_back
+                reset_keeps_the_first_records
+                reset_fences_whoever_had_the_flow
+                reset_of_a_flow_that_went_on_is_refused
+                reset_puts_messages_back
+                reset_forgets_children
+                reset_is_heard_by_the_parent_again
+                reset_or_the_commit_wins
+            }
             feeds {
                 items_keep_every_field
                 items_are_read_in_pages
@@ -500,6 +520,7 @@ mod tests {
             ("watch", include_str!("watch.rs")),
             ("races", include_str!("races.rs")),
             ("durability", include_str!("durability.rs")),
+            ("snapshots", include_str!("snapshots.rs")),
             ("script", include_str!("script.rs")),
         ];
         for (area, source) in areas {

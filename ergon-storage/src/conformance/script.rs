@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     Beat, CallKind, CallPath, Channel, ClaimRequest, ClaimTarget, Claimed, Clock, Commit, Feed, Filter, FlowId,
-    FlowState, InMemoryExecutionLog, Keep, Labels, Lease, ManualClock, NewFlow, NewItem, NewMessage, Next, Parent,
-    Phase, PrunePolicy, Record, Result, Start, Timestamp, Wake,
+    FlowState, InMemoryExecutionLog, Keep, Labels, Lease, ManualClock, Message, NewFlow, NewItem, NewMessage, Next,
+    Parent, Phase, PrunePolicy, Record, Reset, Result, Snapshot, Start, Timestamp, Wake,
 };
 
 /// A hundred short scripts: every answer and every read is that of the log in memory.
@@ -115,7 +115,7 @@ impl Script {
     }
 
     async fn step(&mut self) {
-        match self.random.below(40) {
+        match self.random.below(43) {
             0..5 => self.enqueue().await,
             5..14 => self.claim().await,
             14..26 => self.commit().await,
@@ -127,6 +127,8 @@ impl Script {
             36 => self.reoffer().await,
             37 => self.prune().await,
             38 => self.delete().await,
+            40 => self.import().await,
+            41..43 => self.reset().await,
             _ => self.read().await,
         }
     }
@@ -430,6 +432,48 @@ impl Script {
         let id = self.flow_id();
         let answers = (self.model.delete(&id).await, self.log.delete(&id).await);
         self.same(("delete", id), answers.0, answers.1);
+    }
+
+    /// Another flow with all that one of them has been through, and perhaps more.
+    async fn import(&mut self) {
+        let id = self.flow_id();
+        let of = (Snapshot::read(&*self.model.0, &id).await, Snapshot::read(&*self.log.0, &id).await);
+        let known = of.0.as_ref().ok().cloned().flatten();
+        self.same(("snapshot", id), of.0, of.1);
+        let Some(mut snapshot) = known else { return };
+        let info = &mut snapshot.flow.info;
+        info.id = self.flow_id();
+        match self.random.below(8) {
+            0 => info.epoch = self.random.number(1 << 20),
+            1 => snapshot.extras.received += 3,
+            2 => info.queue = (*self.random.pick(&QUEUES)).into(),
+            3 => info.records += 1,
+            4 => snapshot.extras.keys = vec!["key-0".into(), "key-2".into()],
+            _ => {}
+        }
+        let answers = (self.model.import(snapshot.clone()).await, self.log.import(snapshot.clone()).await);
+        self.same(("import", snapshot), answers.0, answers.1);
+    }
+
+    async fn reset(&mut self) {
+        let id = self.flow_id();
+        let Some(flow) = self.model.flow(&id).await.unwrap() else { return };
+        let mut reset = Reset::new(&flow.info);
+        reset.keep = u32::try_from(self.random.number(u64::from(reset.records) + 1)).unwrap();
+        if self.random.one_in(8) {
+            reset.epoch += 1;
+        }
+        reset.again = (0..4).map(CallPath::top).filter(|_| self.random.one_in(4)).collect();
+        reset.children = NAMES.iter().filter(|_| self.random.one_in(3)).map(|name| super::scene::id(name)).collect();
+        let received = self.model.extras(&id).await.unwrap().map_or(0, |extras| extras.received);
+        for seq in 1..=received.min(6) {
+            if self.random.one_in(2) {
+                let channel = self.random.pick(&channels()[..2]).clone();
+                reset.messages.push(Message::new(seq, channel, self.model.now(), vec![6].into()));
+            }
+        }
+        let answers = (self.model.reset(reset.clone()).await, self.log.reset(reset.clone()).await);
+        self.same(("reset", reset), answers.0, answers.1);
     }
 
     async fn read(&mut self) {

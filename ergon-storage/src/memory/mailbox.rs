@@ -1,6 +1,9 @@
 //! What waits to be read by a flow.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 
@@ -18,6 +21,32 @@ pub(super) struct Mailbox {
 }
 
 impl Mailbox {
+    /// A mailbox that has received so many messages, of which these wait, with the senders' keys of all of them.
+    pub(super) fn restored(last: u32, messages: Vec<Message>, keys: &[Arc<str>]) -> Self {
+        let mut mailbox = Self { last, keys: keys.iter().map(ToString::to_string).collect(), ..Self::default() };
+        for message in messages {
+            mailbox.put_back(message);
+        }
+        mailbox
+    }
+
+    /// Puts a message back under its number; one that is there is left alone.
+    pub(super) fn put_back(&mut self, message: Message) {
+        self.last = self.last.max(message.seq);
+        if self.messages.contains_key(&message.seq) {
+            return;
+        }
+        self.channels.entry(message.channel.clone()).or_default().insert(message.seq);
+        self.messages.insert(message.seq, message);
+    }
+
+    /// The number of the latest message, and the keys of all that ever arrived, in order.
+    pub(super) fn received(&self) -> (u32, Vec<Arc<str>>) {
+        let mut keys: Vec<Arc<str>> = self.keys.iter().map(|key| key.as_str().into()).collect();
+        keys.sort_unstable();
+        (self.last, keys)
+    }
+
     /// Remembers a sender's key; false if it was known.
     pub(super) fn remember(&mut self, key: String) -> bool {
         self.keys.insert(key)

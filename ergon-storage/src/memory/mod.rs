@@ -2,6 +2,7 @@
 
 mod lanes;
 mod mailbox;
+mod snapshot;
 mod state;
 
 use std::{
@@ -15,8 +16,9 @@ use async_trait::async_trait;
 use self::state::{Hints, State};
 use crate::{
     Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, CommitNow, Committed, Count, Cursor, Enqueued,
-    ExecutionLog, Feed, Filter, FlowId, FlowPage, FlowRecord, Item, Lease, LeaseState, Limits, Message, NewFlow,
-    NewMessage, PrunePolicy, Record, Result, Retried, Sent, SystemClock, Timestamp, Topic, Watch, WatchHub,
+    ExecutionLog, Extras, Feed, Filter, FlowId, FlowPage, FlowRecord, Imported, Item, Lease, LeaseState, Limits,
+    Message, NewFlow, NewMessage, PrunePolicy, Record, Reset, Result, Retried, Sent, Snapshot, SystemClock, Timestamp,
+    Topic, Watch, WatchHub,
 };
 
 /// An [`ExecutionLog`] in memory: for tests, and for flows that need not outlive their process.
@@ -198,6 +200,19 @@ impl ExecutionLog for InMemoryExecutionLog {
 
     async fn counts(&self, filter: &Filter) -> Result<Vec<Count>> {
         Ok(self.read(|state| state.counts(filter)))
+    }
+
+    async fn extras(&self, flow: &FlowId) -> Result<Option<Extras>> {
+        Ok(self.read(|state| state.extras(flow)))
+    }
+
+    async fn import(&self, snapshot: Snapshot) -> Result<Imported> {
+        self.write(|state, now| Ok(state.import(snapshot.admit(now, &self.limits)?)))
+    }
+
+    async fn reset(&self, reset: Reset) -> Result<()> {
+        reset.check(&self.limits)?;
+        self.write(|state, now| state.reset(reset, now))
     }
 
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64> {

@@ -50,24 +50,24 @@ pub(super) struct Hints {
 
 /// A flow with everything that belongs to it.
 #[derive(Debug)]
-struct Flow {
-    info: FlowInfo,
+pub(super) struct Flow {
+    pub(super) info: FlowInfo,
     /// The value of the present run.
-    input: Bytes,
+    pub(super) input: Bytes,
     /// The value that it was accepted with; `None` in the first run, whose value that is.
-    accepted: Option<Bytes>,
+    pub(super) accepted: Option<Bytes>,
     /// The greatest number of a flow when the present run began; its children have greater ones.
-    run_number: u64,
-    result: Bytes,
-    history: Vec<Record>,
-    mailbox: Mailbox,
-    feeds: HashMap<Feed, Vec<Item>>,
+    pub(super) run_number: u64,
+    pub(super) result: Bytes,
+    pub(super) history: Vec<Record>,
+    pub(super) mailbox: Mailbox,
+    pub(super) feeds: HashMap<Feed, Vec<Item>>,
     /// The last commit under the latest lease and its answer, for its repeat.
-    last_commit: Option<(u32, Committed)>,
+    pub(super) last_commit: Option<(u32, Committed)>,
     /// The build that could not go on; `None` unless stalled by one.
-    stalled_by: Option<Arc<str>>,
+    pub(super) stalled_by: Option<Arc<str>>,
     /// The calls that a retry makes again; empty unless failed.
-    again: Vec<CallPath>,
+    pub(super) again: Vec<CallPath>,
 }
 
 /// How a flow ends.
@@ -122,7 +122,7 @@ impl Flow {
     }
 
     /// Puts the flow into a state in which it waits for nothing, with its reason if it has one.
-    fn set(&mut self, state: FlowState, due_at: Option<Timestamp>, reason: Option<Arc<str>>) {
+    pub(super) fn set(&mut self, state: FlowState, due_at: Option<Timestamp>, reason: Option<Arc<str>>) {
         self.info.state = state;
         self.info.due_at = due_at;
         self.info.reason = reason;
@@ -502,7 +502,7 @@ impl State {
     }
 
     /// The parent that hears of a flow's end, and the call that has started it.
-    fn hearer(&self, child: u64) -> Option<(u64, CallPath)> {
+    pub(super) fn hearer(&self, child: u64) -> Option<(u64, CallPath)> {
         let parent = self.flows[&child].info.parent.as_ref().filter(|parent| !parent.detached)?;
         // A flow that was accepted later has the id of the parent, and is another; a later run did not start it.
         let number = self.ids.get(&parent.id).copied().filter(|number| self.run_number(*number) < child)?;
@@ -528,7 +528,7 @@ impl State {
     }
 
     /// Takes back what a flow has told its parent of its end.
-    fn withdraw_end(&mut self, child: u64) {
+    pub(super) fn withdraw_end(&mut self, child: u64) {
         let id = self.flows[&child].info.id.clone();
         if let Some((parent, path)) = self.hearer(child)
             && let Some(flow) = self.flows.get_mut(&parent)
@@ -784,7 +784,7 @@ impl State {
         self.hearer(number).is_some_and(|(parent, _)| !self.flows[&parent].info.state.is_final())
     }
 
-    fn forget(&mut self, number: u64) {
+    pub(super) fn forget(&mut self, number: u64) {
         let Some(flow) = self.flows.remove(&number) else { return };
         self.index.remove(number, &flow.info);
         self.ids.remove(&flow.info.id);
@@ -801,12 +801,17 @@ impl State {
 
     // ---- the maps ----------------------------------------------------------------------------------------
 
-    fn get(&self, id: &FlowId) -> Option<&Flow> {
+    pub(super) fn get(&self, id: &FlowId) -> Option<&Flow> {
         self.ids.get(id).map(|number| &*self.flows[number])
     }
 
-    fn find(&self, id: &FlowId) -> Result<u64> {
+    pub(super) fn find(&self, id: &FlowId) -> Result<u64> {
         self.ids.get(id).copied().ok_or_else(|| Error::not_found(id))
+    }
+
+    /// The flow with this number, which the caller has found.
+    pub(super) fn flow_at(&self, number: u64) -> &Flow {
+        &self.flows[&number]
     }
 
     /// The flow whose latest lease this is, though it may have ended.
@@ -815,7 +820,7 @@ impl State {
         flow.map(|flow| &**flow).ok_or_else(|| Error::lease_lost(&lease.flow))
     }
 
-    fn insert(&mut self, flow: Flow) {
+    pub(super) fn insert(&mut self, flow: Flow) {
         self.last += 1;
         self.ids.insert(flow.info.id.clone(), self.last);
         self.file(flow);
@@ -832,7 +837,7 @@ impl State {
     }
 
     /// Changes the state of a flow: the only way, so that the index always agrees with it.
-    fn update<T>(&mut self, number: u64, change: impl FnOnce(&mut Flow) -> T) -> T {
+    pub(super) fn update<T>(&mut self, number: u64, change: impl FnOnce(&mut Flow) -> T) -> T {
         let flow = self.flows.get_mut(&number).expect("the caller has found it");
         self.index.remove(number, &flow.info);
         let answer = change(flow);

@@ -496,6 +496,59 @@ BEGIN
     END IF;
 END $$;
 
+-- Takes a flow back to its first `p_keep` records, without those of the calls `p_again`. Answers -1 unknown, -2 it is not
+-- as it was seen, else 0 with the flows that have changed.
+CREATE FUNCTION {s}.reset(p_now bigint, p_id text, p_run integer, p_epoch bigint, p_records integer, p_keep integer,
+    p_again text, p_children text[], p_reason text, m_seq integer[], m_at bigint[], m_channel text[], m_payload bytea[],
+    m_outcome smallint[], OUT answer integer, OUT changed text[])
+LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    v_key bigint := {s}.lock_with_parent(p_id);
+    v_now bigint;
+    v_flow {s}.flows;
+    v_facts {s}.facts;
+    v_child bigint;
+    v_id text;
+BEGIN
+    SELECT * INTO v_flow FROM {s}.flows f WHERE f.key = v_key;
+    IF v_flow.key IS NULL THEN
+        answer := -1;
+        RETURN;
+    END IF;
+    SELECT * INTO v_facts FROM {s}.facts a WHERE a.key = v_key;
+    IF v_facts.run <> p_run OR v_flow.fence >> 25 <> p_epoch OR v_flow.records <> p_records THEN
+        answer := -2;
+        RETURN;
+    END IF;
+    v_now := {s}.now_us(p_now);
+    answer := 0;
+    changed := ARRAY[p_id];
+    PERFORM {s}.withdraw_end(v_key);
+    FOREACH v_id IN ARRAY p_children LOOP
+        SELECT a.key INTO v_child FROM {s}.facts a
+        WHERE a.id = v_id AND a.parent_id = p_id AND NOT a.detached
+            AND a.key + 0 > greatest(v_key, v_facts.run_key);
+        IF v_child IS NOT NULL THEN
+            -- The end of the flow's own child is told to it, and withdrawn below.
+            changed := changed || coalesce((SELECT c.changed FROM {s}.cancel(v_now, v_id, p_reason, convert_to(p_reason, 'UTF8')) c), '{}') || v_id;
+            PERFORM FROM {s}.flows f WHERE f.key = v_child FOR UPDATE;
+            PERFORM {s}.forget(ARRAY[v_child]);
+        END IF;
+    END LOOP;
+    DELETE FROM {s}.records r WHERE r.k > (v_key << 24 | p_keep) AND r.k <= (v_key << 24 | 16777215);
+    INSERT INTO {s}.messages (flow, seq, at_us, outcome, channel, reference, payload)
+    SELECT v_key, m.seq, m.at_us, m.outcome, m.channel, NULL, m.payload
+    FROM unnest(m_seq, m_at, m_channel, m_payload, m_outcome) AS m (seq, at_us, channel, payload, outcome)
+    ON CONFLICT (flow, seq) DO NOTHING;
+    DELETE FROM {s}.messages m WHERE m.flow = v_key AND m.channel = 'child' AND m.outcome IS NOT NULL;
+    UPDATE {s}.flows f SET records = p_keep, again = p_again, emitted = 0, commit_number = 0, commit_answer = 0,
+        fence = ((f.fence >> 25) + 1) << 25,
+        messages = greatest(f.messages, (SELECT max(m.seq) FROM unnest(m_seq) AS m (seq))),
+        waiting = (SELECT count(*) FROM {s}.messages m WHERE m.flow = v_key)
+    WHERE f.key = v_key;
+    PERFORM {s}.schedule_one_again(v_now, v_key);
+END $$;
+
 -- ---- run -------------------------------------------------------------------------------------------------------
 
 -- Locks these flows and the parents that hear of them, in their order.

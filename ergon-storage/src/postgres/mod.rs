@@ -20,6 +20,7 @@ mod read;
 mod row;
 mod run;
 mod schema;
+mod snapshot;
 #[macro_use]
 mod statements;
 mod target;
@@ -49,9 +50,9 @@ pub use self::{
 };
 use crate::{
     Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, Committed, Count, Cursor, Database, Enqueued, Error,
-    ErrorKind, ExecutionLog, Feed, Filter, FlowId, FlowPage, FlowRecord, Item, Lease, LeaseState, Limits, Message,
-    NewFlow, NewMessage, PrunePolicy, Record, Result, Retried, Sent, SystemClock, Timestamp, Topic, Watch, WatchHub,
-    Work, WorkResult, log::no_transactions,
+    ErrorKind, ExecutionLog, Extras, Feed, Filter, FlowId, FlowPage, FlowRecord, Imported, Item, Lease, LeaseState,
+    Limits, Message, NewFlow, NewMessage, PrunePolicy, Record, Reset, Result, Retried, Sent, Snapshot, SystemClock,
+    Timestamp, Topic, Watch, WatchHub, Work, WorkResult, log::no_transactions,
 };
 
 /// An [`ExecutionLog`] on a PostgreSQL server, version 14 or later.
@@ -324,6 +325,20 @@ impl ExecutionLog for PostgresExecutionLog {
 
     async fn counts(&self, filter: &Filter) -> Result<Vec<Count>> {
         read::counts(&self.inner, filter).await
+    }
+
+    async fn extras(&self, flow: &FlowId) -> Result<Option<Extras>> {
+        snapshot::extras(&self.inner, flow).await
+    }
+
+    async fn import(&self, snapshot: Snapshot) -> Result<Imported> {
+        let snapshot = snapshot.admit(self.inner.clock().now(), &self.inner.connector.options.limits)?;
+        snapshot::import(&self.inner, &snapshot).await
+    }
+
+    async fn reset(&self, reset: Reset) -> Result<()> {
+        reset.check(&self.inner.connector.options.limits)?;
+        snapshot::reset(&self.inner, &reset).await
     }
 
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64> {

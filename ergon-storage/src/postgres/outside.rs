@@ -19,7 +19,7 @@ pub(super) fn only(rows: &[Row]) -> Result<&Row> {
 }
 
 /// The flows that have changed.
-fn changed(row: &Row, index: usize) -> Result<Vec<FlowId>> {
+pub(super) fn changed(row: &Row, index: usize) -> Result<Vec<FlowId>> {
     let ids: Vec<&str> = get(row, index)?;
     Ok(ids.into_iter().filter_map(|id| FlowId::new(unescape(id)).ok()).collect())
 }

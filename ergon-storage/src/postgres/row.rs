@@ -38,7 +38,7 @@ fn seq_of(slot: i64) -> u32 {
 }
 
 /// How many of the low bits of a fence are the random number of the claim; the others count the claims.
-const NONCE_BITS: u32 = u64::BITS - KEY_MAX.count_ones();
+pub(super) const NONCE_BITS: u32 = u64::BITS - KEY_MAX.count_ones();
 const NONCE_MASK: u64 = (1 << NONCE_BITS) - 1;
 
 const _: () = assert!(NONCE_BITS == 25, "claims give as many");

@@ -222,6 +222,42 @@ statements! {
         WHERE a.id = $1 ORDER BY i.seq";
     Counts: "SELECT lane, state, count(*), min(CASE WHEN state = 1 THEN due_us END) FROM {s}.flows GROUP BY lane, state";
 
+    Extras: "SELECT CASE WHEN a.run > 1 THEN a.input END, f.messages, f.again, f.stalled_by, \
+        ARRAY(SELECT m.key FROM {s}.message_keys m WHERE m.flow = a.key), \
+        ARRAY(SELECT DISTINCT i.feed FROM {s}.items i WHERE i.flow = a.key) \
+        FROM {s}.facts a JOIN {s}.flows f ON f.key = ANY (ARRAY[a.key]) WHERE a.id = $1";
+
+    // Flows that come whole, and flows that are taken back.
+    Import: "WITH f AS (INSERT INTO {s}.facts (key, id, created_us, start_us, run, detached, parent_id, parent_path, \
+            labels, input, run_input) \
+          VALUES (nextval('{s}.flow_key'), $1, $22, $23, $24, $25, $26, $27, $28, $29, $30) \
+          ON CONFLICT (id) DO NOTHING RETURNING key), \
+        flow AS (INSERT INTO {s}.flows (key, lane, state, due_us, fence, started_us, finished_us, deadline_us, wake_us, \
+            records, emitted, deliveries, messages, waiting, attached, wake_channels, worker, reason, stalled_by, again, \
+            result) \
+          SELECT f.key, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21 FROM f), \
+        labelled AS (INSERT INTO {s}.labels (flow, name, value) SELECT f.key, e.name, e.value \
+          FROM f CROSS JOIN LATERAL {s}.each_label($28::text) e WHERE $28::text IS NOT NULL), \
+        recorded AS (INSERT INTO {s}.records (k, at_us, started_us, due_us, args_hash, attempt, kind, phase, path, name, \
+            reference, payload) \
+          SELECT f.key << 24 | r.seq, r.at_us, r.started_us, r.due_us, r.args_hash, r.attempt, r.kind, r.phase, r.path, \
+            r.name, r.reference, r.payload \
+          FROM f CROSS JOIN unnest($31::integer[], $32::bigint[], $33::bigint[], $34::bigint[], $35::bigint[], \
+            $36::bigint[], $37::smallint[], $38::smallint[], $39::text[], $40::text[], $41::text[], $42::bytea[]) \
+            AS r (seq, at_us, started_us, due_us, args_hash, attempt, kind, phase, path, name, reference, payload)), \
+        sent AS (INSERT INTO {s}.messages (flow, seq, at_us, outcome, channel, reference, payload) \
+          SELECT f.key, m.seq, m.at_us, m.outcome, m.channel, m.reference, m.payload \
+          FROM f CROSS JOIN unnest($43::integer[], $44::bigint[], $45::smallint[], $46::text[], $47::text[], $48::bytea[]) \
+            AS m (seq, at_us, outcome, channel, reference, payload)), \
+        keyed AS (INSERT INTO {s}.message_keys (flow, key) SELECT f.key, m.key \
+          FROM f CROSS JOIN unnest($49::text[]) AS m (key)), \
+        told AS (INSERT INTO {s}.items (flow, feed, seq, at_us, run, epoch, path, attempt, payload) \
+          SELECT f.key, i.feed, i.seq, i.at_us, i.run, i.epoch, i.path, i.attempt, i.payload \
+          FROM f CROSS JOIN unnest($50::text[], $51::integer[], $52::bigint[], $53::integer[], $54::bigint[], $55::text[], \
+            $56::bigint[], $57::bytea[]) AS i (feed, seq, at_us, run, epoch, path, attempt, payload)) \
+        SELECT f.key FROM f";
+    Reset: "SELECT r.* FROM {s}.reset($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) r";
+
     // Upkeep.
     Prune: "SELECT * FROM {s}.prune($1, $2, $3, $4, $5)";
     Delete: "SELECT {s}.delete($1)";

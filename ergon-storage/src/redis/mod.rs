@@ -44,9 +44,9 @@ use self::{
     listen::Listener,
 };
 use crate::{
-    Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, Committed, Count, Cursor, Enqueued, ExecutionLog, Feed,
-    Filter, FlowId, FlowPage, FlowRecord, Item, Lease, LeaseState, Limits, Message, NewFlow, NewMessage, PrunePolicy,
-    Record, Result, Retried, Sent, Timestamp, Topic, Watch,
+    Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, Committed, Count, Cursor, Enqueued, ExecutionLog, Extras,
+    Feed, Filter, FlowId, FlowPage, FlowRecord, Imported, Item, Lease, LeaseState, Limits, Message, NewFlow,
+    NewMessage, PrunePolicy, Record, Reset, Result, Retried, Sent, Snapshot, Timestamp, Topic, Watch,
 };
 
 /// An [`ExecutionLog`] on a Redis server, for any number of processes on any number of machines.
@@ -364,6 +364,21 @@ impl ExecutionLog for RedisExecutionLog {
             counted.add(self.read(&counted.ask(filter)).await?)?;
         }
         Ok(counted.into_counts())
+    }
+
+    async fn extras(&self, flow: &FlowId) -> Result<Option<Extras>> {
+        operations::extras(self.read(&operations::ask_extras(flow)).await?)
+    }
+
+    async fn import(&self, snapshot: Snapshot) -> Result<Imported> {
+        let snapshot = snapshot.admit(self.now(), &self.inner.limits)?;
+        operations::imported(&self.write(operations::import(&snapshot)?, Rows::Unknown).await?)
+    }
+
+    async fn reset(&self, reset: Reset) -> Result<()> {
+        reset.check(&self.inner.limits)?;
+        let answer = self.write(operations::reset(&reset), Rows::Unknown).await?;
+        operations::was_reset(&answer, &reset)
     }
 
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64> {

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use redis::Value;
 
 use super::{
@@ -22,8 +23,9 @@ use super::{
 };
 use crate::{
     Cancelled, Channel, ClaimRequest, ClaimTarget, Claimed, Commit, Committed, Count, Cursor, Enqueued, Error,
-    ErrorKind, Feed, Filter, FlowId, FlowInfo, FlowPage, FlowRecord, FlowState, Item, Keep, Lease, LeaseState, Limits,
-    Message, NewFlow, NewMessage, Next, PrunePolicy, Record, Result, Retried, Sent, Start, Timestamp,
+    ErrorKind, Extras, Feed, Filter, FlowId, FlowInfo, FlowPage, FlowRecord, FlowState, Imported, Item, Keep, Lease,
+    LeaseState, Limits, Message, NewFlow, NewMessage, Next, PrunePolicy, Record, Reset, Result, Retried, Sent,
+    Snapshot, Start, Timestamp,
 };
 
 /// How many stalled flows one call looks at, about.
@@ -635,6 +637,107 @@ pub(super) fn counts(answer: Value) -> Result<Vec<Count>> {
         (&a.queue, &a.flow_type, a.version, a.state).cmp(&(&b.queue, &b.flow_type, b.version, b.state))
     });
     Ok(counts)
+}
+
+pub(super) fn ask_extras(flow: &FlowId) -> Args {
+    let mut args = Args::of("x");
+    args.text(flow.as_str());
+    args
+}
+
+pub(super) fn extras(answer: Value) -> Result<Option<Extras>> {
+    if list_is_empty(&answer) {
+        return Ok(None);
+    }
+    let [hot, cold, accepted, keys, feeds] = tuple(answer)?;
+    let (received, again, stalled_by) = wire::row_extras(&bytes(hot)?, &bytes(cold)?)?;
+    let accepted = Some(bytes(accepted)?).filter(|accepted| !accepted.is_empty());
+    let accepted = accepted.map(|accepted| header(accepted).map(|(_, input)| input)).transpose()?;
+    let name = |name| String::from_utf8(name).or_else(|_| unreadable("the name of a feed or key"));
+    let mut keys: Vec<Arc<str>> =
+        all_bytes(keys)?.into_iter().map(|key| Ok(name(key)?.into())).collect::<Result<_>>()?;
+    keys.sort_unstable();
+    let mut feeds: Vec<Feed> = all_bytes(feeds)?
+        .into_iter()
+        .step_by(2)
+        .map(|feed| Ok(Feed::from_name(&name(feed)?)))
+        .collect::<Result<_>>()?;
+    feeds.sort_unstable();
+    Ok(Some(Extras { accepted, received, keys, feeds, again, stalled_by }))
+}
+
+// ---- flows that come whole, and flows that are taken back ------------------------------------------------------
+
+/// Puts in a flow that was admitted.
+pub(super) fn import(snapshot: &Snapshot) -> Result<Args> {
+    let Snapshot { flow, extras, records, messages, items } = snapshot;
+    let info = &flow.info;
+    let with = |input: &Bytes| {
+        NewFlow::new(info.id.clone(), Arc::clone(&info.flow_type), info.version, input.clone())
+            .with_queue(Arc::clone(&info.queue))
+    };
+    let mut run_header = Vec::new();
+    put_header(&mut run_header, &with(&flow.input));
+    let mut args = Args::of("n");
+    args.with(|out| wire::put_hot(out, snapshot));
+    args.with(|out| wire::put_cold(out, snapshot, run_header.len()));
+    args.with(|out| put_lane(out, &info.queue, &info.flow_type, info.version));
+    match &extras.accepted {
+        Some(accepted) => args.with(|out| put_header(out, &with(accepted))).text(&run_header),
+        None => args.text(&run_header).text(""),
+    };
+    args.text(&flow.result).count(records.len());
+    for record in records {
+        args.with(|out| put_record(out, record));
+    }
+    put_messages(&mut args, messages);
+    args.count(extras.keys.len());
+    for key in &extras.keys {
+        args.text(&**key);
+    }
+    args.count(items.values().map(Vec::len).sum());
+    for (feed, items) in items {
+        for item in items {
+            args.text(feed.as_str()).with(|out| wire::put_kept_item(out, item));
+        }
+    }
+    if args.bytes() > ENQUEUED_BYTES_MAX {
+        let bytes = args.bytes();
+        let message = format!("a flow of {bytes} bytes cannot be put in at once, one of {ENQUEUED_BYTES_MAX} can");
+        return Err(Error::new(ErrorKind::TooLarge, message).with_flow(&info.id));
+    }
+    Ok(args)
+}
+
+fn put_messages(args: &mut Args, messages: &[Message]) {
+    args.count(messages.len());
+    for message in messages {
+        args.text(message.channel.as_str()).with(|out| wire::put_message(out, message));
+    }
+}
+
+pub(super) fn imported(answer: &Value) -> Result<Imported> {
+    Ok(if int(answer)? == 1 { Imported::Created } else { Imported::Taken })
+}
+
+pub(super) fn reset(reset: &Reset) -> Args {
+    let mut args = Args::of("t");
+    args.text(reset.flow.as_str()).number(reset.run).number(reset.epoch).number(reset.records).number(reset.keep);
+    args.list(reset.again.iter().map(ToString::to_string)).text(Reset::REASON);
+    put_messages(&mut args, &reset.messages);
+    args.count(reset.children.len());
+    for child in &reset.children {
+        args.text(child.as_str());
+    }
+    args
+}
+
+pub(super) fn was_reset(answer: &Value, reset: &Reset) -> Result<()> {
+    match int(answer)? {
+        0 => Ok(()),
+        -1 => Err(Error::not_found(&reset.flow)),
+        _ => Err(reset.conflict()),
+    }
 }
 
 // ---- upkeep ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::{error::unreadable, keys::LeaseKey};
 use crate::{
     Beat, CallKind, CallPath, Channel, ChildOutcome, ClaimedFlow, FlowId, FlowInfo, FlowState, Item, Labels, Lease,
-    Message, NewFlow, NewItem, Parent, Phase, Record, Result, Timestamp, Wake,
+    Message, NewFlow, NewItem, Parent, Phase, Record, Result, Snapshot, Timestamp, Wake,
 };
 
 // ---- writing ---------------------------------------------------------------------------------------------------
@@ -87,6 +87,87 @@ pub(super) fn put_beat(out: &mut Vec<u8>, beat: &Beat) {
 
 /// An item without its number, run and epoch, which the functions put before it.
 pub(super) fn put_item(out: &mut Vec<u8>, item: &NewItem) {
+    put_instant(out, item.at);
+    out.extend_from_slice(&item.attempt.to_be_bytes());
+    put_short(out, &item.call.as_ref().map(ToString::to_string).unwrap_or_default());
+    out.extend_from_slice(&item.payload);
+}
+
+/// The first part of the row of a flow that comes whole; the functions put its lane into it. As `HOT` in state.lua.
+pub(super) fn put_hot(out: &mut Vec<u8>, snapshot: &Snapshot) {
+    let info = &snapshot.flow.info;
+    out.push(info.state.code());
+    out.extend_from_slice(&0_u32.to_be_bytes());
+    out.extend_from_slice(&check(&info.id).to_be_bytes());
+    out.extend_from_slice(&info.epoch.to_be_bytes());
+    out.push(0);
+    for count in [0, info.records, info.deliveries] {
+        out.extend_from_slice(&count.to_be_bytes());
+    }
+    out.push(u8::from(!snapshot.flow.result.is_empty()));
+    out.extend_from_slice(&0_u32.to_be_bytes());
+    out.extend_from_slice(&info.priority.to_be_bytes());
+    let waiting = u32::try_from(snapshot.messages.len()).unwrap_or(u32::MAX);
+    for count in [waiting, snapshot.extras.received] {
+        out.extend_from_slice(&count.to_be_bytes());
+    }
+}
+
+/// The rest of its row, with the bytes of the header of its present run. As `COLD` in state.lua.
+pub(super) fn put_cold(out: &mut Vec<u8>, snapshot: &Snapshot, header_bytes: usize) {
+    let (info, extras) = (&snapshot.flow.info, &snapshot.extras);
+    let (created_at, start_at) = (Some(info.created_at), Some(info.start_at));
+    for at in [info.due_at, created_at, start_at, info.started_at, info.finished_at, info.deadline_at, info.wake.at] {
+        // No instant is as far as that.
+        out.extend_from_slice(&at.map_or(i64::MIN, |at| at.as_micros().max(-(1 << 62))).to_be_bytes());
+    }
+    out.extend_from_slice(&u32::try_from(header_bytes).unwrap_or(u32::MAX).to_be_bytes());
+    out.extend_from_slice(&info.run.to_be_bytes());
+    out.extend_from_slice(&0_u64.to_be_bytes());
+    out.extend_from_slice(&info.emitted.to_be_bytes());
+    out.push(u8::from(info.parent.as_ref().is_some_and(|parent| parent.detached)));
+    put_short(out, info.id.as_str());
+    put_bytes(out, info.worker.as_deref().unwrap_or_default().as_bytes());
+    put_short(out, info.parent.as_ref().map_or("", |parent| parent.id.as_str()));
+    put_short(out, &info.parent.as_ref().map(|parent| parent.path.to_string()).unwrap_or_default());
+    put_list(out, info.wake.channels.iter().map(Channel::as_str));
+    put_bytes(out, info.reason.as_deref().unwrap_or_default().as_bytes());
+    put_bytes(out, extras.stalled_by.as_ref().map(|build| format!("={build}")).unwrap_or_default().as_bytes());
+    put_list(out, extras.again.iter().map(ToString::to_string));
+    put_bytes(out, info.labels.to_lines().as_bytes());
+}
+
+/// A list of texts as one text, each with its length before it, and with its own length before it.
+fn put_list<T: AsRef<[u8]>>(out: &mut Vec<u8>, texts: impl IntoIterator<Item = T>) {
+    let mut list = Vec::new();
+    for text in texts {
+        put_bytes(&mut list, text.as_ref());
+    }
+    put_bytes(out, &list);
+}
+
+/// A message as it is kept. As `MESSAGE` in mailbox.lua.
+pub(super) fn put_message(out: &mut Vec<u8>, message: &Message) {
+    out.extend_from_slice(&message.seq.to_be_bytes());
+    out.push(message.child.map_or(0, ChildOutcome::code));
+    put_instant(out, message.at);
+    put_middling(out, message.channel.as_str());
+    put_middling(out, &message.kept_origin().unwrap_or_default());
+    out.extend_from_slice(&message.payload);
+}
+
+/// A text with its length in two bytes before it.
+fn put_middling(out: &mut Vec<u8>, text: &str) {
+    let length = u16::try_from(text.len()).unwrap_or(u16::MAX);
+    out.extend_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(&text.as_bytes()[..usize::from(length)]);
+}
+
+/// An item as it is kept, with its number, run and epoch.
+pub(super) fn put_kept_item(out: &mut Vec<u8>, item: &Item) {
+    out.extend_from_slice(&item.seq.to_be_bytes());
+    out.extend_from_slice(&item.run.to_be_bytes());
+    out.extend_from_slice(&item.epoch.to_be_bytes());
     put_instant(out, item.at);
     out.extend_from_slice(&item.attempt.to_be_bytes());
     put_short(out, &item.call.as_ref().map(ToString::to_string).unwrap_or_default());
@@ -326,6 +407,24 @@ pub(super) fn row(hot: &[u8], cold: &[u8], of: &Lane) -> Result<Row> {
         worker,
     };
     Ok(Row { info, messages, nonce })
+}
+
+/// What both parts of a row tell beside the flow: the number of its latest message, the calls that are made again, and the
+/// build that has stalled it.
+pub(super) fn row_extras(hot: &[u8], cold: &[u8]) -> Result<(u32, Vec<CallPath>, Option<Arc<str>>)> {
+    let Some(received) = hot.last_chunk().copied().map(u32::from_be_bytes) else { return unreadable(ROW) };
+    let mut reader = Reader::new(cold, ROW);
+    // Instants, the bytes of the header, the run, its number, how many items, whether it is detached.
+    reader.bytes(7 * 8 + 4 + 4 + 8 + 4 + 1)?;
+    let (_id, _worker, _parent, _path) = (reader.short()?, reader.long()?, reader.short()?, reader.short()?);
+    let (_channels, _reason, build, again) = (reader.long()?, reader.long()?, reader.long()?, reader.long()?);
+    let mut paths = Vec::new();
+    let mut reader = Reader::new(again.as_bytes(), ROW);
+    while !reader.rest.is_empty() {
+        let path = reader.long()?;
+        paths.push(reader.path(path)?);
+    }
+    Ok((received, paths, build.strip_prefix('=').map(Arc::from)))
 }
 
 fn poisonous(deliveries: u32, worker: Option<&str>) -> String {

@@ -21,6 +21,7 @@ mod readers;
 mod row;
 mod run;
 mod schema;
+mod snapshot;
 #[macro_use]
 mod statements;
 mod transact;
@@ -53,9 +54,9 @@ pub use self::{
 };
 use crate::{
     Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, Committed, Count, Cursor, Database, Enqueued,
-    ExecutionLog, Feed, Filter, FlowId, FlowPage, FlowRecord, Item, Lease, LeaseState, Limits, Message, NewFlow,
-    NewMessage, PrunePolicy, Record, Result, Retried, Sent, Topic, Watch, WatchHub, Work, WorkResult,
-    log::no_transactions,
+    ExecutionLog, Extras, Feed, Filter, FlowId, FlowPage, FlowRecord, Imported, Item, Lease, LeaseState, Limits,
+    Message, NewFlow, NewMessage, PrunePolicy, Record, Reset, Result, Retried, Sent, Snapshot, Topic, Watch, WatchHub,
+    Work, WorkResult, log::no_transactions,
 };
 
 /// An [`ExecutionLog`] in an SQLite file.
@@ -368,6 +369,21 @@ impl ExecutionLog for SqliteExecutionLog {
     async fn counts(&self, filter: &Filter) -> Result<Vec<Count>> {
         let filter = filter.clone();
         self.read(move |on| read::counts(on, &filter)).await
+    }
+
+    async fn extras(&self, flow: &FlowId) -> Result<Option<Extras>> {
+        let flow = flow.clone();
+        self.read(move |on| snapshot::extras(on, &flow)).await
+    }
+
+    async fn import(&self, snapshot: Snapshot) -> Result<Imported> {
+        let snapshot = snapshot.admit(self.inner.clock.now(), &self.inner.limits)?;
+        self.write(move |tx| snapshot::import(tx, &snapshot)).await
+    }
+
+    async fn reset(&self, reset: Reset) -> Result<()> {
+        reset.check(&self.inner.limits)?;
+        self.write(move |tx| snapshot::reset(tx, &reset)).await
     }
 
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64> {

@@ -18,8 +18,11 @@ use super::{
 use crate::{Cancelled, Error, FlowId, FlowState, Retried, Timestamp};
 
 pub(super) fn key(tx: &Tx<'_, '_>, flow: &FlowId) -> Outcome<i64> {
-    let key = tx.conn.prepare_cached(KEY_BY_ID)?.query_row([flow.as_str()], |row| row.get(0)).optional()?;
-    Ok(key.ok_or_else(|| Error::not_found(flow))?)
+    Ok(find(tx, flow)?.ok_or_else(|| Error::not_found(flow))?)
+}
+
+pub(super) fn find(tx: &Tx<'_, '_>, flow: &FlowId) -> Outcome<Option<i64>> {
+    Ok(tx.conn.prepare_cached(KEY_BY_ID)?.query_row([flow.as_str()], |row| row.get(0)).optional()?)
 }
 
 pub(super) fn cancel(tx: &mut Tx<'_, '_>, flow: &FlowId, reason: &str) -> Outcome<Cancelled> {
@@ -95,7 +98,7 @@ fn schedule_one_again(tx: &mut Tx<'_, '_>, flow: &Head, now: Timestamp) -> Outco
 }
 
 /// Removes the records of these calls, and returns how many are left.
-fn forget_calls(tx: &Tx<'_, '_>, key: i64, records: u32, paths: &HashSet<&str>) -> Outcome<u32> {
+pub(super) fn forget_calls(tx: &Tx<'_, '_>, key: i64, records: u32, paths: &HashSet<&str>) -> Outcome<u32> {
     let mut all = tx.conn.prepare_cached("SELECT k, path FROM records WHERE k BETWEEN ?1 AND ?2 ORDER BY k")?;
     let goes = |row: &Row<'_>| Ok((row.get(0)?, paths.contains(row.get_ref(1)?.as_str()?)));
     let all = all.query_map([slot(key, 1), slot(key, records)], goes)?;

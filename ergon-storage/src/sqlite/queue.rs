@@ -42,7 +42,7 @@ pub(super) fn insert(
     (start_at, deadline_at): (Timestamp, Option<Timestamp>),
     now: Timestamp,
 ) -> Outcome<bool> {
-    let lane = lane(tx, flow)?;
+    let lane = lane(tx, Lane::of(flow))?;
     let key = tx.next_key()?;
     let parent = flow.parent.as_ref();
     let inserted = tx.st.insert_flow.execute(params![
@@ -69,7 +69,7 @@ pub(super) fn insert(
 }
 
 /// Makes a flow known by its labels.
-fn index_labels(tx: &Tx<'_, '_>, key: i64, labels: &Labels) -> Outcome<()> {
+pub(super) fn index_labels(tx: &Tx<'_, '_>, key: i64, labels: &Labels) -> Outcome<()> {
     for (name, value) in labels.iter() {
         let sql = "INSERT INTO flow_labels (flow, name, value) VALUES (?1, ?2, ?3)";
         tx.conn.prepare_cached(sql)?.execute(params![key, name, value])?;
@@ -85,9 +85,8 @@ pub(super) fn set_labels(tx: &Tx<'_, '_>, key: i64, labels: &Labels) -> Outcome<
     index_labels(tx, key, labels)
 }
 
-/// The lane of a new flow, made if it is the first in it.
-fn lane(tx: &mut Tx<'_, '_>, flow: &NewFlow) -> Outcome<i64> {
-    let lane = Lane::of(flow);
+/// The number of a new flow's lane, made if it is the first in it.
+pub(super) fn lane(tx: &mut Tx<'_, '_>, lane: Lane) -> Outcome<i64> {
     if let Some(key) = tx.lanes.key(&lane) {
         return Ok(key);
     }

@@ -176,6 +176,12 @@ pub(super) fn item(row: &Row<'_>) -> Outcome<Item> {
     })
 }
 
+/// Paths with spaces between.
+pub(super) fn paths(text: Option<&str>) -> Outcome<Vec<CallPath>> {
+    let read = |path: &str| path.parse().map_err(|error: crate::InvalidPath| Fault::Unreadable(error.to_string()));
+    text.into_iter().flat_map(|text| text.split(' ')).map(read).collect()
+}
+
 /// Channels as one text: their names on a line each, with a backslash and a line break inside a name escaped.
 pub(super) fn channels_text(channels: &[Channel]) -> Option<String> {
     if channels.is_empty() {

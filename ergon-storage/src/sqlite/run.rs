@@ -93,7 +93,7 @@ fn follow(records: &[Record], before: u32) -> bool {
     records.iter().zip(before + 1..).all(|(record, seq)| record.seq == seq)
 }
 
-fn write_records(tx: &mut Tx<'_, '_>, key: i64, records: &[Record]) -> Outcome<()> {
+pub(super) fn write_records(tx: &mut Tx<'_, '_>, key: i64, records: &[Record]) -> Outcome<()> {
     for record in records {
         // Nearly all calls are at the top.
         let mut digits = [0; 10];
@@ -451,7 +451,7 @@ pub(super) fn cancel(tx: &mut Tx<'_, '_>, head: &Head, reason: &str, now: Timest
 }
 
 /// Keeps what a flow ended with, which is empty where there is none.
-fn keep_result(tx: &mut Tx<'_, '_>, key: i64, result: &[u8]) -> Outcome<()> {
+pub(super) fn keep_result(tx: &mut Tx<'_, '_>, key: i64, result: &[u8]) -> Outcome<()> {
     if !result.is_empty() {
         tx.st.insert_payload.execute(params![slot(key, RESULT), result])?;
     }

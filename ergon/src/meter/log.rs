@@ -11,8 +11,9 @@ use std::{
 use async_trait::async_trait;
 use ergon_storage::{
     Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, CommitNow, Committed, Count, Cursor, Database, Enqueued,
-    Error, ErrorKind, ExecutionLog, Feed, Filter, FlowId, FlowPage, FlowRecord, FlowState, Item, Lease, LeaseState,
-    Limits, Message, NewFlow, NewMessage, PrunePolicy, Record, Result, Retried, Sent, Topic, Watch, Work, WorkResult,
+    Error, ErrorKind, ExecutionLog, Extras, Feed, Filter, FlowId, FlowPage, FlowRecord, FlowState, Imported, Item,
+    Lease, LeaseState, Limits, Message, NewFlow, NewMessage, PrunePolicy, Record, Reset, Result, Retried, Sent,
+    Snapshot, Topic, Watch, Work, WorkResult,
 };
 use metrics::{Counter, Histogram, counter, histogram};
 
@@ -45,12 +46,14 @@ enum Operation {
     Read,
     List,
     Counts,
+    Import,
+    Reset,
     Prune,
     Delete,
 }
 
 /// What the operations are called, in the order of [`Operation`].
-const OPERATIONS: [&str; 15] = [
+const OPERATIONS: [&str; 17] = [
     "enqueue",
     "claim",
     "heartbeat",
@@ -64,6 +67,8 @@ const OPERATIONS: [&str; 15] = [
     "read",
     "list",
     "counts",
+    "import",
+    "reset",
     "prune",
     "delete",
 ];
@@ -272,6 +277,18 @@ impl ExecutionLog for Metered {
 
     async fn counts(&self, filter: &Filter) -> Result<Vec<Count>> {
         self.timed(Operation::Counts, self.log.counts(filter)).await
+    }
+
+    async fn extras(&self, flow: &FlowId) -> Result<Option<Extras>> {
+        self.timed(Operation::Read, self.log.extras(flow)).await
+    }
+
+    async fn import(&self, snapshot: Snapshot) -> Result<Imported> {
+        self.timed(Operation::Import, self.log.import(snapshot)).await
+    }
+
+    async fn reset(&self, reset: Reset) -> Result<()> {
+        self.timed(Operation::Reset, self.log.reset(reset)).await
     }
 
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64> {

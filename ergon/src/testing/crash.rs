@@ -13,8 +13,9 @@ use std::{
 use async_trait::async_trait;
 use ergon_storage::{
     Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, Committed, Count, Cursor, Database, Enqueued,
-    ExecutionLog, Feed, Filter, FlowId, FlowPage, FlowRecord, Item, Lease, LeaseState, Limits, Message, NewFlow,
-    NewMessage, PrunePolicy, Record, Result, Retried, Sent, Topic, Watch, Work, WorkResult,
+    ExecutionLog, Extras, Feed, Filter, FlowId, FlowPage, FlowRecord, Imported, Item, Lease, LeaseState, Limits,
+    Message, NewFlow, NewMessage, PrunePolicy, Record, Reset, Result, Retried, Sent, Snapshot, Topic, Watch, Work,
+    WorkResult,
 };
 use tokio::sync::watch;
 
@@ -316,6 +317,18 @@ impl ExecutionLog for CrashingLog {
 
     async fn counts(&self, filter: &Filter) -> Result<Vec<Count>> {
         self.inner.log.counts(filter).await
+    }
+
+    async fn extras(&self, flow: &FlowId) -> Result<Option<Extras>> {
+        self.inner.log.extras(flow).await
+    }
+
+    async fn import(&self, snapshot: Snapshot) -> Result<Imported> {
+        self.inner.log.import(snapshot).await
+    }
+
+    async fn reset(&self, reset: Reset) -> Result<()> {
+        self.inner.log.reset(reset).await
     }
 
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64> {

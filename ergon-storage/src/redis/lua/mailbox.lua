@@ -130,6 +130,17 @@ local function deliver(r, channel, child, reference, payload)
     end
 end
 
+-- Puts a message that is kept so back into a mailbox; one that is there is left alone.
+local function put_back(r, seq, channel, body)
+    if message(r, seq) then
+        return
+    end
+    local box = box_of(r)
+    r.last, r.box = greatest(r.last, seq), r.box + 1
+    box[#box + 1] = { seq = seq, channel = channel, body = body, spot = places(channel) .. pack('>I4', seq) }
+    touch(r)
+end
+
 -- Takes out those ends of children that are to go, by how a child has ended, and the path of the call that has
 -- started it with the child's id.
 local function withdraw(r, goes)

@@ -8,7 +8,7 @@ do
     local CALLED = {
         'EXISTS k', 'GET k', 'MGET k', 'MSET k v', 'UNLINK k', 'HGET k v', 'HMGET k v', 'HGETALL k', 'HSET k v v',
         'HDEL k v', 'HINCRBY k v 1', 'HSCAN k 0', 'RPUSH k v', 'RPOP k 1', 'LRANGE k 0 1', 'LINDEX k 0', 'LLEN k', 'LTRIM k 0 1',
-        'LSET k 0 v', 'LREM k 0 v', 'SADD k v', 'SREM k v', 'SISMEMBER k v', 'ZADD k 1 v', 'ZREM k v', 'ZCARD k',
+        'LSET k 0 v', 'LREM k 0 v', 'SADD k v', 'SREM k v', 'SISMEMBER k v', 'SMEMBERS k', 'ZADD k 1 v', 'ZREM k v', 'ZCARD k',
         'ZCOUNT k 0 1', 'ZSCORE k v', 'ZMSCORE k v', 'ZRANGE k 0 1', 'ZRANGEBYSCORE k 0 1', 'ZRANGEBYLEX k - +',
         'ZREMRANGEBYSCORE k 0 1', 'TIME', 'PUBLISH k v', 'PUBSUB NUMSUB k', 'SUBSCRIBE k',
     }
@@ -47,7 +47,7 @@ end
 
 local WRITES = {
     i = open, e = enqueue, a = claim, h = heartbeat, l = release, c = commit, u = give_up, s = send, x = cancel, r = retry,
-    o = reoffer, d = delete, p = prune,
+    o = reoffer, d = delete, p = prune, n = import, t = take_back,
 }
 
 -- Where the operations begin, how many arguments and leases each has, and those that are refused, each with why.

@@ -28,7 +28,7 @@ local function send()
     return 0
 end
 
-local cancel, retry, reoffer
+local cancel, retry, reoffer, import, take_back
 do
     -- Hands every attached child of a flow after a number to `take`, in the order in which they were accepted.
     local function each_child(r, after_name, take)
@@ -43,15 +43,8 @@ do
         end
     end
 
-    cancel = function()
-        local r = find_id(arg())
-        local reason = arg()
-        if not r then
-            return NOT_FOUND
-        end
-        if r.state >= COMPLETED and r.state <= CANCELLED then
-            return r.state
-        end
+    -- Cancels a flow and its attached descendants.
+    local function cancel_family(r, reason)
         -- Each flow ends before its children, so that they find no parent to tell.
         local pending = { r }
         while #pending > 0 do
@@ -64,6 +57,18 @@ do
                 end)
             end
         end
+    end
+
+    cancel = function()
+        local r = find_id(arg())
+        local reason = arg()
+        if not r then
+            return NOT_FOUND
+        end
+        if r.state >= COMPLETED and r.state <= CANCELLED then
+            return r.state
+        end
+        cancel_family(r, reason)
         return 0
     end
 
@@ -163,6 +168,110 @@ do
             return r.state
         end
         schedule_again(r)
+        return 0
+    end
+
+    -- Puts in a flow that comes whole: both parts of its row, its lane, its headers, and how many records, messages, keys
+    -- and items there are. Answers 0 when its id is taken.
+    import = function()
+        local r = decode('', arg()) or fail('the row of a flow cannot be read', 0)
+        decode_cold(r, arg())
+        r.lane_name, r.header = arg(), arg()
+        local run_header, result = arg(), arg()
+        local records, box, keys, items = {}, { removed = {}, cleared = false }, {}, {}
+        for place = 1, number() do
+            records[place] = arg()
+        end
+        for place = 1, number() do
+            local channel, body = arg(), arg()
+            local seq = unpack_struct('>I4', body)
+            box[place] = { seq = seq, channel = channel, body = body, spot = places(channel) .. pack('>I4', seq) }
+        end
+        for _ = 1, number() do
+            keys[arg()] = true
+        end
+        for place = 1, number() do
+            local feed, body = arg(), arg()
+            items[place] = { feed = feed, seq = unpack_struct('>I4', body), body = body, is_last = false }
+        end
+        if find_id(r.id) then
+            return 0
+        end
+        insert(r, take_numbers(1))
+        local m = r.m
+        if run_header ~= '' then
+            run_headers[m] = run_header
+        end
+        for place = 1, #records do
+            push(r, records[place])
+        end
+        if result ~= '' then
+            push(r, result)
+        end
+        if box[1] then
+            boxes[m] = box
+        end
+        if next(keys) then
+            message_keys[m] = keys
+        end
+        if items[1] then
+            new_items[m] = items
+        end
+        return 1
+    end
+
+    -- Takes a flow back to its first records, without those of some calls. Answers -2 when it is not as it was seen.
+    take_back = function()
+        settle()
+        local r = find_id(arg())
+        local run, epoch, seen, keep, again, reason = number(), number(), number(), number(), set_of(arg()), arg()
+        local messages, children = {}, {}
+        for place = 1, number() do
+            messages[place] = { channel = arg(), body = arg() }
+        end
+        for place = 1, number() do
+            children[place] = arg()
+        end
+        if not r then
+            return NOT_FOUND
+        end
+        if warm(r).run ~= run or r.epoch ~= epoch or r.records ~= seen then
+            return -2
+        end
+        -- From here on nothing is refused.
+        withdraw_end(r)
+        for place = 1, #children do
+            local child = find_id(children[place])
+            local parent = child and hearer(child)
+            if parent and parent.m == r.m then
+                -- The end of the flow's own child is told to it, and withdrawn below.
+                cancel_family(child, reason)
+                forget(child)
+            end
+        end
+        local m, name = r.m, prefix .. 'h:' .. r.m
+        local edit, at_record = { has_tail = r.tail == 1, keep = keep }, 0
+        if next(again) then
+            each_part(name, 0, keep, TIME_MAX, function(record)
+                if again[sub(record, 4, 3 + byte(record, 3))] then
+                    edit[#edit + 1] = at_record
+                end
+                at_record = at_record + 1
+            end)
+        end
+        r.records, r.tail, edits[m] = keep - #edit, 0, edit
+        for place = 1, #messages do
+            local new = messages[place]
+            local seq = unpack_struct('>I4', new.body)
+            put_back(r, seq, new.channel, new.body)
+        end
+        withdraw(r, function() return true end)
+        set(r, SCHEDULED, now)
+        r.epoch, r.deliveries, r.emitted, r.commit, r.answer, r.finished = r.epoch + 1, 0, 0, 0, 0, NEVER
+        if r.deadline ~= NEVER then
+            r.deadline = after(now, greatest(r.deadline - r.start, 0))
+        end
+        done(r)
         return 0
     end
 

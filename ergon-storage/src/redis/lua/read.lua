@@ -90,6 +90,19 @@ do
         return { items, from + #items >= last and 1 or 0 }
     end
 
+    -- What no other question tells: the row, the header that the flow was accepted with where its run has another one,
+    -- the keys of its messages, and its feeds with their last numbers.
+    local function read_extras()
+        local r = find_id(arg())
+        if not r then
+            return {}
+        end
+        warm(r)
+        local accepted = r.run > 1 and (header_of(r.m) or refuse(r.m, 'its header is gone')) or ''
+        local keys, feeds = call('SMEMBERS', prefix .. 'k:' .. r.m), call('HGETALL', prefix .. 'o:' .. r.m)
+        return { encode(r), encode_cold(r), accepted, keys, feeds }
+    end
+
     -- What a filter asks of a flow, out of the arguments.
     local function read_filter()
         local filter = { states = arg(), of_type = arg(), queue = arg(), parent = arg(), reason = arg(), labels = {} }
@@ -257,5 +270,6 @@ do
 
     READS = {
         f = read_flow, h = read_history, m = read_mail, i = read_items, l = read_list, c = read_counts, n = read_count,
+        x = read_extras,
     }
 end

@@ -709,6 +709,11 @@ do
             if edit.has_tail then
                 call('RPOP', name)
             end
+            if edit.keep == 0 then
+                call('UNLINK', name)
+            elseif edit.keep then
+                call('LTRIM', name, '0', digits(edit.keep - 1))
+            end
             -- No record is empty.
             for place = 1, #edit do
                 call('LSET', name, edit[place], '')
