@@ -64,7 +64,7 @@ impl History {
     pub fn calls(&self) -> Vec<CallSummary> {
         let mut calls: Vec<CallSummary> = Vec::new();
         let mut places = HashMap::new();
-        for record in self.records.iter().filter(|record| record.kind != CallKind::Patch) {
+        for record in self.records.iter().filter(|record| !matches!(record.kind, CallKind::Patch | CallKind::Fork)) {
             let index = *places.entry(&record.path).or_insert_with(|| {
                 calls.push(CallSummary {
                     path: record.path.clone(),
@@ -130,6 +130,14 @@ impl fmt::Display for History {
             let at = brief(record.at.since(began));
             if record.kind == CallKind::Patch {
                 writeln!(f, "{at:>10}  {:<7}  {}", record.kind.to_string(), record.name)?;
+                continue;
+            }
+            if record.kind == CallKind::Fork {
+                write!(f, "{at:>10}  {:<7}  of {}", record.kind.to_string(), record.name)?;
+                match &record.reference {
+                    Some(call) => writeln!(f, ", from call {call} on")?,
+                    None => writeln!(f)?,
+                }
                 continue;
             }
             let call = format!("{} {}", record.path, record.name);

@@ -290,6 +290,25 @@ fn fan_out_joins_its_children() {
 }
 
 #[test]
+fn repair_charges_once() {
+    let text = run("repair", &[]);
+    has(
+        &text,
+        &[
+            "charge: 4200 cents",
+            "order-7: ",
+            "to do: mend the cause",
+            "order-7b: payment of 4200, sent to 12 Rue Cler, Paris",
+            "of order-7, from call 2 on",
+            "order-7b once more: payment of 4200",
+            "to fork: 1 flows: order-7",
+        ],
+    );
+    assert_eq!(text.matches("charge: ").count(), 1, "{text}");
+    assert_eq!(text.matches("deliver: ").count(), 3, "{text}");
+}
+
+#[test]
 fn approval_ends_in_three_ways() {
     let text = run("approval", &[]);
     has(

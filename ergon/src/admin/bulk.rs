@@ -2,9 +2,13 @@
 
 use std::{fmt, future::IntoFuture, sync::Arc};
 
-use ergon_storage::{Cancelled, ErrorKind, ExecutionLog, Filter, FlowId, FlowState, Retried};
+use ergon_storage::{Cancelled, ErrorKind, ExecutionLog, Filter, FlowId, FlowInfo, FlowState, Retried};
 use futures::future::BoxFuture;
 
+use super::{
+    cut::Cut,
+    fork::{self, Fork},
+};
 use crate::StorageError;
 
 /// Something that is to be done to all flows that pass a filter, each by itself. Await it to do it; after
@@ -37,7 +41,8 @@ pub struct BulkReport {
     /// How many flows it was done to; after a dry run how many it would be tried on.
     pub done: u64,
     /// How many flows passed the filter and were left alone: they had changed meanwhile, or a live parent waits for
-    /// them, so that they cannot be deleted.
+    /// them, so that they cannot be deleted, or there is no such call to fork them at or to reset them to, or the fork is
+    /// there already.
     pub left_alone: u64,
     /// The first of the flows of `done`, at most [`BulkReport::FLOWS_MAX`].
     pub flows: Vec<FlowId>,
@@ -75,6 +80,8 @@ pub(super) enum Action {
     Cancel(String),
     Retry,
     Delete,
+    Fork(Cut),
+    Reset(Cut),
 }
 
 impl Action {
@@ -84,19 +91,29 @@ impl Action {
             Self::Cancel(_) => &[FlowState::Scheduled, FlowState::Running, FlowState::Suspended, FlowState::Stalled],
             Self::Retry => &[FlowState::Failed, FlowState::Stalled],
             Self::Delete => &[FlowState::Completed, FlowState::Failed, FlowState::Cancelled],
+            Self::Fork(_) => &[FlowState::Completed, FlowState::Failed, FlowState::Cancelled, FlowState::Stalled],
+            Self::Reset(_) => &FlowState::ALL,
         }
     }
 
     /// False when there was nothing to do.
-    async fn apply(&self, log: &dyn ExecutionLog, flow: &FlowId) -> Result<bool, StorageError> {
+    async fn apply(&self, log: &Arc<dyn ExecutionLog>, flow: &FlowInfo) -> Result<bool, StorageError> {
+        let id = &flow.id;
         let done = match self {
-            Self::Cancel(reason) => log.cancel(flow, reason).await.map(|cancelled| cancelled == Cancelled::Now),
-            Self::Retry => log.retry(flow).await.map(|retried| retried == Retried::Scheduled),
-            Self::Delete => log.delete(flow).await,
+            Self::Cancel(reason) => log.cancel(id, reason).await.map(|cancelled| cancelled == Cancelled::Now),
+            Self::Retry => log.retry(id).await.map(|retried| retried == Retried::Scheduled),
+            Self::Delete => log.delete(id).await,
+            Self::Fork(cut) => {
+                let fork = Fork::new(Arc::clone(log), id.clone()).at(cut.clone());
+                fork.id(format!("{id}/fork-{}", flow.epoch)).run().await.map(|_| true)
+            }
+            Self::Reset(cut) => fork::reset(&**log, id, cut).await.map(|()| true),
         };
         match done {
-            // It went on with its parent, was forgotten meanwhile, or must stay.
+            // It went on with its parent, was forgotten meanwhile, or must stay; it has no such call; its fork is there.
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict) => Ok(false),
+            // A part of its history is that of another flow.
+            Err(error) if error.kind() == ErrorKind::Invalid && matches!(self, Self::Reset(_)) => Ok(false),
             done => done,
         }
     }
@@ -153,7 +170,7 @@ impl Bulk {
                 if report.done == limit {
                     return Ok(report);
                 }
-                if !action.apply(&*log, &flow.id).await? {
+                if !action.apply(&log, &flow).await? {
                     report.left_alone += 1;
                     continue;
                 }

@@ -2,15 +2,21 @@
 
 mod attention;
 mod bulk;
+mod cut;
 mod describe;
+mod fork;
 
 use std::{fmt, sync::Arc};
 
 pub use self::{
     attention::{Attention, Problem, Troubled},
     bulk::{Bulk, BulkReport},
+    cut::Cut,
     describe::{Description, FlowTree, Wait},
+    fork::Fork,
 };
+#[doc(no_inline)]
+pub use ergon_storage::{CallPath, InvalidPath};
 
 use ergon_storage::{Count, Cursor, ExecutionLog, Filter, FlowId, FlowInfo, FlowPage};
 use futures::{Stream, TryStreamExt, stream};
@@ -149,6 +155,125 @@ impl Admin {
         Attention::read(&*self.log, filter, after, limit).await
     }
 
+    /// A new flow that takes over the recorded outcomes of this one up to some call, and goes on from there with today's
+    /// code, perhaps with another value: await what this returns. This one stays as it is, whatever its state.
+    ///
+    /// ```
+    /// # use ergon::{Admin, admin::Cut, prelude::*};
+    /// #[flow]
+    /// async fn order(address: String) -> ergon::Result<String> {
+    ///     charge(100).await?;
+    ///     ship(&address).await
+    /// }
+    ///
+    /// #[step]
+    /// async fn charge(cents: u32) -> ergon::Result<()> { Ok(()) }
+    ///
+    /// #[step(retry = none)]
+    /// async fn ship(address: &str) -> ergon::Result<String> {
+    ///     if address == "nowhere" { Err(ergon::Error::new("no such place")) } else { Ok(format!("sent to {address}")) }
+    /// }
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    /// let log = InMemoryExecutionLog::new();
+    /// let scheduler = Scheduler::new(log.clone());
+    /// let worker = Worker::new(log.clone()).register::<order>().start().await?;
+    /// let failed = scheduler.schedule(order("nowhere".into())).id("order-7").await?;
+    /// assert!(failed.result().await.is_err());
+    ///
+    /// let admin = Admin::new(log);
+    /// let fork = admin.fork(failed.id()).at(Cut::first("ship")).input(order("Paris".into())).id("order-7b").await?;
+    /// // The charge is not repeated.
+    /// assert_eq!(scheduler.handle::<order>(fork).result().await?, "sent to Paris");
+    /// # worker.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// What the new flow has of the old one, as the old one had it at the [cut](Cut):
+    ///
+    /// - The outcomes of its calls. A call takes the outcome at its place if it is of the same kind and name, **whatever
+    ///   its arguments**, which may hang on the flow's id or value; where calls of one name are made at the same time, as in
+    ///   a `join!`, it must have the same arguments, too. Code that makes other calls than the old one made is found, and
+    ///   the new flow [stalls](crate::FlowState::Stalled) with the place: cut before it.
+    /// - The failed attempts of steps, and the instants of timers and time limits, even those that have passed.
+    /// - Copies of the messages that it had not taken by then, [unless](Fork::without_messages) you say otherwise.
+    /// - Its type, version, queue, priority, labels, and a time limit of the same length, from now on. Of a flow that has
+    ///   [begun again](crate::continue_as_new) it has the present run, as its first.
+    /// - What the bodies of completed steps have told in streams and the status; what the flow's own code has told it tells
+    ///   anew.
+    ///
+    /// What it does not have:
+    ///
+    /// - Children: one whose end was recorded stays what it was, and its outcome is taken over; one whose end was not is
+    ///   started anew, as the new flow's own. If you gave the child an [id](crate::Child::id) that does not hang on the
+    ///   flow's, it is taken, and the call [fails](crate::ErrorKind::Conflict).
+    /// - A parent: whoever waits for the old flow does not hear of the new one.
+    /// - The old flow's [idempotency keys](crate::idempotency_key), random numbers and
+    ///   [transactions](crate::sqlite::transact): a step that runs again in the fork is another call of another flow. One that runs
+    ///   [at most once](crate::step), had begun and had no outcome yet is of unknown outcome here, too.
+    ///
+    /// The history says where the new flow comes from, in one line of its own.
+    pub fn fork(&self, flow: &FlowId) -> Fork {
+        Fork::new(Arc::clone(&self.log), flow.clone())
+    }
+
+    /// Takes a flow back to an earlier place in its history: the same flow, of the same id, as it was at the
+    /// [cut](Cut), goes on from there with today's code. Whatever its state: one that has ended lives again, and a worker
+    /// that runs it is told that it has lost it. All of this is one transition.
+    ///
+    /// ```
+    /// # use ergon::{Admin, admin::Cut, prelude::*};
+    /// # #[flow]
+    /// # async fn order(id: u32) -> ergon::Result<u32> { charge(id).await?; ship(id).await }
+    /// # #[step]
+    /// # async fn charge(id: u32) -> ergon::Result<()> { Ok(()) }
+    /// # #[step]
+    /// # async fn ship(id: u32) -> ergon::Result<u32> { Ok(id) }
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    /// # let log = InMemoryExecutionLog::new();
+    /// # let worker = Worker::new(log.clone()).register::<order>().start().await?;
+    /// # let handle = Scheduler::new(log.clone()).schedule(order(7)).id("order-7").await?;
+    /// handle.result().await?;
+    /// let admin = Admin::new(log);
+    /// admin.reset(handle.id(), Cut::first("ship")).await?;
+    /// // It is shipped once more; it is not charged again.
+    /// assert_eq!(handle.result().await?, 7);
+    /// assert!(admin.reset(handle.id(), Cut::first("refund")).await.is_err(), "it has made no such call");
+    /// # worker.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// What came after the cut is forgotten:
+    ///
+    /// - Steps run again, under their former [idempotency keys](crate::idempotency_key), so that a service that has seen
+    ///   one does nothing twice. For the same reason a [transaction](crate::sqlite::transact) that was made is answered with what it
+    ///   resulted in. To have them done anew, [fork](Self::fork).
+    /// - Messages that were taken since are in the mailbox again. So the flow takes them again.
+    /// - Children that were started since are cancelled, with theirs, and forgotten; those that live on their own stay. A
+    ///   child that was started before and had not ended by then stays, too: the call finds it, with its end if it has
+    ///   ended meanwhile. One that has failed is retried.
+    /// - A parent that waits hears of the new end, and not of the former one, if it has not taken that one in.
+    /// - What was told in streams stays, and what the flow's own code tells it tells again, under new numbers and a greater
+    ///   [epoch](ergon_storage::Item::epoch).
+    /// - The time limit begins anew.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](ergon_storage::ErrorKind::NotFound) when there is no such flow, or no such call in the history of its
+    /// present run; [`Invalid`](ergon_storage::ErrorKind::Invalid) when the call is of the history that a
+    /// [fork](Self::fork) has taken over; [`Conflict`](ergon_storage::ErrorKind::Conflict) and
+    /// [`Unavailable`](ergon_storage::ErrorKind::Unavailable) when the flow goes on faster than it can be read, or the log
+    /// cannot answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves open whether the flow is reset.
+    pub async fn reset(&self, flow: &FlowId, cut: impl Into<Cut>) -> Result<(), StorageError> {
+        fork::reset(&*self.log, flow, &cut.into()).await
+    }
+
     /// Cancels all flows that pass the filter and have not ended, with their attached children: await what this
     /// returns.
     ///
@@ -175,6 +300,45 @@ impl Admin {
     /// [`FlowHandle::retry`](crate::FlowHandle::retry): await what this returns.
     pub fn retry_all(&self, filter: &Filter) -> Bulk {
         Bulk::new(Arc::clone(&self.log), filter, Action::Retry)
+    }
+
+    /// Forks all flows that pass the filter and have ended or are stalled, as [`fork`](Self::fork): await what this
+    /// returns. A fork's id is that of the flow with `/fork-` and the flow's epoch behind it, so that a repeat forks none
+    /// twice; one whose history has no such call is left alone.
+    ///
+    /// ```
+    /// # use ergon::{Admin, Filter, admin::Cut, prelude::*};
+    /// # #[flow]
+    /// # async fn order(customer: u32) -> ergon::Result<()> { ship(customer).await }
+    /// # #[step(retry = none)]
+    /// # async fn ship(customer: u32) -> ergon::Result<()> { Err(ergon::Error::new("closed")) }
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    /// # let log = InMemoryExecutionLog::new();
+    /// # let worker = Worker::new(log.clone()).register::<order>().start().await?;
+    /// # for id in 0..3 { assert!(Scheduler::new(log.clone()).schedule(order(id)).await?.result().await.is_err()); }
+    /// # worker.shutdown().await;
+    /// let admin = Admin::new(log);
+    /// let closed = Filter::all().with_reason("closed");
+    /// assert_eq!(admin.fork_all(&closed, Cut::first("ship")).dry_run().await?.done, 3);
+    /// assert_eq!(admin.fork_all(&closed, Cut::first("ship")).await?.done, 3);
+    /// // They are there already.
+    /// assert_eq!(admin.fork_all(&closed, Cut::first("ship")).await?.left_alone, 3);
+    /// assert_eq!(admin.reset_all(&closed, Cut::Start).await?.done, 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn fork_all(&self, filter: &Filter, cut: impl Into<Cut>) -> Bulk {
+        // A fork may pass the filter itself, by the time that it is come to.
+        let now = self.log.clock().now();
+        let mut filter = filter.clone();
+        filter.created_before = Some(filter.created_before.map_or(now, |before| before.min(now)));
+        Bulk::new(Arc::clone(&self.log), &filter, Action::Fork(cut.into()))
+    }
+
+    /// Takes all flows that pass the filter back, as [`reset`](Self::reset): await what this returns. One whose history
+    /// has no such call, or goes on faster than it can be read, is left alone.
+    pub fn reset_all(&self, filter: &Filter, cut: impl Into<Cut>) -> Bulk {
+        Bulk::new(Arc::clone(&self.log), filter, Action::Reset(cut.into()))
     }
 
     /// Forgets all flows that pass the filter and have ended, but those that a live parent waits for: await what this

@@ -13,6 +13,8 @@ use super::CallKey;
 /// What the history holds of one call.
 #[derive(Debug)]
 pub(super) struct Recorded {
+    /// The number of its first record.
+    pub(super) seq: u32,
     pub(super) path: CallPath,
     pub(super) key: CallKey,
     pub(super) started_at: Timestamp,
@@ -49,6 +51,7 @@ impl Recorded {
 
     fn new(record: &Record) -> Self {
         Self {
+            seq: record.seq,
             path: record.path.clone(),
             key: CallKey { kind: record.kind, name: Arc::clone(&record.name), args_hash: record.args_hash },
             started_at: record.started_at,
@@ -127,6 +130,8 @@ pub(super) struct Loaded {
     pub(super) let_go: HashMap<u32, CallPath>,
     /// The calls inside steps whose messages went to others after all.
     pub(super) void: HashSet<CallPath>,
+    /// The number of the last record that says that those before it are another flow's; 0 when none does.
+    pub(super) inherited: u32,
 }
 
 pub(super) fn load(history: Vec<Record>) -> Loaded {
@@ -139,9 +144,14 @@ pub(super) fn load(history: Vec<Record>) -> Loaded {
     let (mut handed, mut let_go, mut void) = (HashMap::new(), HashMap::new(), HashSet::new());
     // The numbers of the messages that were handed to waits inside steps.
     let mut handed_below = Vec::new();
+    let mut inherited = 0;
     for record in history {
         if record.kind == CallKind::Patch {
             patches.push(record.name);
+            continue;
+        }
+        if record.kind == CallKind::Fork {
+            inherited = record.seq;
             continue;
         }
         if let Some(seq) = message(record.kind, record.phase, record.reference.as_deref()) {
@@ -180,7 +190,7 @@ pub(super) fn load(history: Vec<Record>) -> Loaded {
         let top = enclosing.positions()[0];
         !ended.contains(enclosing) && root.get(&top).is_none_or(|call| call.outcome.is_none())
     });
-    Loaded { root, outcomes, nested, below, patches, handed, let_go, void }
+    Loaded { root, outcomes, nested, below, patches, handed, let_go, void, inherited }
 }
 
 /// The places that the calls of a step's body with a record have.

@@ -106,6 +106,8 @@ pub(crate) struct Journal {
     releases: u64,
     /// Random numbers drawn since.
     draws: u64,
+    /// The number of the last record that another flow has made, from which this one was forked; 0 when none was.
+    inherited: u32,
     /// For each change of the code that the flow was asked about, whether it has taken it up.
     patches: HashMap<Arc<str>, bool>,
     /// Those taken up that the history does not tell of yet: it does from the next record on.
@@ -171,6 +173,7 @@ impl Journal {
             now: began_at,
             releases: 0,
             draws: 0,
+            inherited: loaded.inherited,
             patches: loaded.patches.into_iter().map(|id| (id, true)).collect(),
             untold_patches: Vec::new(),
             handed_over: None,

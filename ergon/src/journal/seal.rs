@@ -63,6 +63,7 @@ impl Journal {
             let called = &self.calls[id.0].key;
             if let Some(recorded) = self.root.recorded.get(place)
                 && recorded.key != *called
+                && !self.takes_over(recorded, called, group)
             {
                 return Err(Divergence {
                     path: CallPath::top(*place),
@@ -76,6 +77,15 @@ impl Journal {
             self.settle(*id, CallPath::top(*place), recorded, now);
         }
         Ok(())
+    }
+
+    /// True when a call takes the record of another one because the flow was forked: arguments may hang on the flow's id or
+    /// value. Not where other calls of the same name are made at the same time: their order may hang on the arguments.
+    fn takes_over(&self, recorded: &Recorded, called: &CallKey, group: &[CallId]) -> bool {
+        let is_alike = |key: &CallKey| (key.kind, &key.name) == (called.kind, &called.name);
+        recorded.seq <= self.inherited
+            && is_alike(&recorded.key)
+            && group.iter().filter(|id| is_alike(&self.calls[id.0].key)).count() == 1
     }
 
     /// The positions of a sorted group of calls, which takes those from `first` on.
