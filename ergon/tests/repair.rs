@@ -278,6 +278,7 @@ async fn a_waiting_flow_is_reset() {
     assert_eq!(handle.status().await.unwrap().state, FlowState::Suspended);
     let admin = runtime.scheduler().admin();
     admin.reset(handle.id(), Cut::Start).await.unwrap();
+    runtime.idle().await;
     handle.cancel("enough").await.unwrap();
     admin.reset(handle.id(), Cut::End).await.unwrap();
     assert_eq!(runtime.result(&handle).await.unwrap(), "a parcel with \"hello\" to Paris");
@@ -305,4 +306,69 @@ async fn many_are_forked_and_reset() {
     assert_eq!(report.done, 6);
     runtime.idle().await;
     assert_eq!((runtime.runs("ship"), runtime.runs("reserve")), (12, 3));
+}
+
+/// What was exported is in another log what it was: every answer about it, and it goes on there.
+#[tokio::test]
+async fn an_export_is_imported_as_it_was() {
+    use futures::TryStreamExt;
+    let runtime = setup().start().await;
+    let failed = failed(&runtime, "order-7").await;
+    let completed = runtime.scheduler().schedule(order("Paris".into())).id("order-8").await.unwrap();
+    completed.send(&NOTES, &"hello".to_owned()).await.unwrap();
+    let expected = runtime.result(&completed).await.unwrap();
+    let live = runtime.scheduler().schedule(order("Rome".into())).id("order-9").await.unwrap();
+    runtime.idle().await;
+    let admin = runtime.scheduler().admin();
+    let refused = admin.export(Filter::all()).try_collect::<Vec<_>>().await.unwrap_err();
+    assert_eq!((refused.kind(), refused.flow()), (StorageErrorKind::Conflict, Some(live.id())));
+    let lines: Vec<String> = admin.export_live(Filter::all()).try_collect().await.unwrap();
+    assert_eq!(lines.len(), 5);
+    assert!(lines[0].contains(r#""payload":{"json":"a parcel with \"hello\""}"#), "{}", lines[0]);
+
+    let other = setup().start().await;
+    let report = other.scheduler().admin().import(lines.iter().map(Ok)).await.unwrap();
+    assert_eq!((report.imported, report.taken), (5, 0));
+    for id in [&failed, completed.id(), live.id()] {
+        assert_eq!(snapshot(&other, id).await, snapshot(&runtime, id).await);
+        let histories = (runtime.scheduler().history(id).await.unwrap(), other.scheduler().history(id).await.unwrap());
+        assert_eq!(histories.0.to_string(), histories.1.to_string());
+        let children = |description: ergon::admin::Description| {
+            (description.waits, description.children.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let described = admin.describe(id).await.unwrap();
+        assert_eq!(children(described), children(other.scheduler().admin().describe(id).await.unwrap()));
+    }
+    assert_eq!(result(&other, completed.id()).await, expected);
+    let went_on = other.scheduler().handle::<order>(live.id().clone());
+    went_on.send(&NOTES, &"hello".to_owned()).await.unwrap();
+    assert_eq!(other.result(&went_on).await.unwrap(), "a parcel with \"hello\" to Rome");
+    let again = other.scheduler().admin().import(lines.iter().map(Ok)).await.unwrap();
+    assert_eq!((again.imported, again.taken), (0, 5));
+}
+
+/// A bad line is named, and leaves nothing; what came before it is there, whole.
+#[tokio::test]
+async fn a_bad_line_is_named() {
+    use futures::TryStreamExt;
+    let runtime = setup().start().await;
+    failed(&runtime, "order-7").await;
+    let lines: Vec<String> = runtime.scheduler().admin().export(Filter::all()).try_collect().await.unwrap();
+    let good = &lines[0];
+    for (bad, why) in [
+        ("{".to_owned(), "EOF"),
+        ("{\"ergon\":2}".to_owned(), "version 2"),
+        (good.replace("\"phase\":\"completed\"", "\"phase\":\"over\""), "\"over\" is no phase"),
+        (good.replace("\"seq\":2", "\"seq\":3").replace("order-7\"", "order-77\""), "did not take"),
+        (good.replace("\"state\":", "\"status\":"), "unknown field `status`"),
+        (good.replace("\"version\":1", "\"version\":-1"), "invalid value"),
+    ] {
+        let other = setup().start().await;
+        let admin = other.scheduler().admin();
+        let texts = [good.as_str(), "", &bad, good];
+        let error = admin.import(texts.into_iter().map(Ok)).await.unwrap_err();
+        assert_eq!((error.line, error.report.imported), (3, 1), "{error}");
+        assert!(error.to_string().contains("line 3: ") && error.to_string().contains(why), "{error}");
+        assert_eq!(admin.count(&Filter::all()).await.unwrap(), 1);
+    }
 }

@@ -4,15 +4,17 @@ mod attention;
 mod bulk;
 mod cut;
 mod describe;
+mod export;
 mod fork;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, io, sync::Arc};
 
 pub use self::{
     attention::{Attention, Problem, Troubled},
     bulk::{Bulk, BulkReport},
     cut::Cut,
     describe::{Description, FlowTree, Wait},
+    export::{ImportError, ImportFailure, ImportReport},
     fork::Fork,
 };
 #[doc(no_inline)]
@@ -21,7 +23,7 @@ pub use ergon_storage::{CallPath, InvalidPath};
 use ergon_storage::{Count, Cursor, ExecutionLog, Filter, FlowId, FlowInfo, FlowPage};
 use futures::{Stream, TryStreamExt, stream};
 
-use self::bulk::Action;
+use self::{bulk::Action, export::Live};
 use crate::StorageError;
 
 /// The log as those see it who look after its flows: what is there, how it is, and what can be done about it. Cheap to
@@ -210,8 +212,8 @@ impl Admin {
     ///   flow's, it is taken, and the call [fails](crate::ErrorKind::Conflict).
     /// - A parent: whoever waits for the old flow does not hear of the new one.
     /// - The old flow's [idempotency keys](crate::idempotency_key), random numbers and
-    ///   [transactions](crate::sqlite::transact): a step that runs again in the fork is another call of another flow. One that runs
-    ///   [at most once](crate::step), had begun and had no outcome yet is of unknown outcome here, too.
+    ///   [transactions](macro@crate::step#transactions): a step that runs again in the fork is another call of another flow. One that runs
+    ///   [at most once](macro@crate::step#at-most-once), had begun and had no outcome yet is of unknown outcome here, too.
     ///
     /// The history says where the new flow comes from, in one line of its own.
     pub fn fork(&self, flow: &FlowId) -> Fork {
@@ -248,7 +250,7 @@ impl Admin {
     /// What came after the cut is forgotten:
     ///
     /// - Steps run again, under their former [idempotency keys](crate::idempotency_key), so that a service that has seen
-    ///   one does nothing twice. For the same reason a [transaction](crate::sqlite::transact) that was made is answered with what it
+    ///   one does nothing twice. For the same reason a [transaction](macro@crate::step#transactions) that was made is answered with what it
     ///   resulted in. To have them done anew, [fork](Self::fork).
     /// - Messages that were taken since are in the mailbox again. So the flow takes them again.
     /// - Children that were started since are cancelled, with theirs, and forgotten; those that live on their own stay. A
@@ -272,6 +274,78 @@ impl Admin {
     /// Dropping the future leaves open whether the flow is reset.
     pub async fn reset(&self, flow: &FlowId, cut: impl Into<Cut>) -> Result<(), StorageError> {
         fork::reset(&*self.log, flow, &cut.into()).await
+    }
+
+    /// All flows that pass the filter, each as one line of JSON with its line break, in the order in which they were
+    /// accepted: with its history, its mailbox, its feeds, its value and its result. To be kept, or to be
+    /// [put into](Self::import) another log, of whatever kind, where it is the same in every respect. It is read a flow at a
+    /// time, each as it was at one moment.
+    ///
+    /// ```
+    /// # use ergon::{Admin, Filter, prelude::*};
+    /// # use futures::TryStreamExt;
+    /// # #[flow]
+    /// # async fn order(customer: u32) -> ergon::Result<u32> { Ok(customer) }
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    /// # let log = InMemoryExecutionLog::new();
+    /// # let worker = Worker::new(log.clone()).register::<order>().start().await?;
+    /// # Scheduler::new(log.clone()).schedule(order(7)).id("order-7").await?.result().await?;
+    /// # worker.shutdown().await;
+    /// let lines: Vec<String> = Admin::new(log).export(Filter::all().with_flow_type("order")).try_collect().await?;
+    /// assert!(lines[0].starts_with(r#"{"ergon":1,"id":"order-7","flow_type":"order""#));
+    ///
+    /// let archive = SqliteExecutionLog::open_in_memory().await?;
+    /// let report = Admin::new(archive.clone()).import(lines.iter().map(Ok)).await?;
+    /// assert_eq!((report.imported, report.taken), (1, 0));
+    /// let order = Scheduler::new(archive).handle::<order>(FlowId::new("order-7")?);
+    /// assert_eq!(order.result().await?, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # The format
+    ///
+    /// One flow is one line; lines can be sorted out, joined and split as one likes, but a parent must come before its
+    /// children. The field `ergon` is the version of the format, 1. The others are those of
+    /// [`FlowInfo`](crate::FlowInfo), of its [`Record`](ergon_storage::Record)s in `records`, of its
+    /// [`Message`](ergon_storage::Message)s in `messages`, and of the [`Item`](ergon_storage::Item)s in `feeds`;
+    /// [`Snapshot`](ergon_storage::Snapshot) has all of them. Instants are microseconds since 1970, UTC. A payload that is JSON
+    /// is `{"json": …}`, byte for byte as it was; any other is `{"base64": "…"}`. What is empty is left out.
+    ///
+    /// # Errors
+    ///
+    /// When the log cannot tell; [`Conflict`](ergon_storage::ErrorKind::Conflict) at the first flow that has not ended,
+    /// for it would go on in two logs: see [`export_live`](Self::export_live).
+    pub fn export(&self, filter: Filter) -> impl Stream<Item = Result<String, StorageError>> + Send + use<> {
+        export::export(self, filter, Live::Refused)
+    }
+
+    /// As [`export`](Self::export), also flows that have not ended. Where they are put in they go on, one that was running
+    /// at once; here they go on, too, unless you see to it: stop all workers first, and delete the log afterwards. A parent
+    /// and its children are read one after the other, so that nothing may happen in between.
+    pub fn export_live(&self, filter: Filter) -> impl Stream<Item = Result<String, StorageError>> + Send + use<> {
+        export::export(self, filter, Live::Exported)
+    }
+
+    /// Puts the flows of these lines into the log, as [`export`](Self::export) has written them: the lines of a
+    /// [`BufRead`](std::io::BufRead), or a list of texts with `.map(Ok)`. Each flow is put in whole or not at all; one whose id is taken is
+    /// left out, so that a repeat goes on where it stopped. Empty lines are passed over.
+    ///
+    /// A flow is in the log as if it had been there all the time, with its instants, so that it may be pruned at once by
+    /// its age. What `#[step(transaction)]` has committed is not a part of it.
+    ///
+    /// # Errors
+    ///
+    /// [`ImportError`] names the first line that is wrong, or that the log did not take. The flows before it are there.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves open whether the next flow is put in; a repeat tells.
+    pub async fn import<L: AsRef<str>>(
+        &self,
+        lines: impl IntoIterator<Item = io::Result<L>>,
+    ) -> Result<ImportReport, ImportError> {
+        export::import(&*self.log, lines).await
     }
 
     /// Cancels all flows that pass the filter and have not ended, with their attached children: await what this
