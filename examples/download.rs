@@ -103,8 +103,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Err(FlowError::Cancelled(reason)) = flow.result().await {
         println!("the flow is cancelled: {reason}");
     }
+    // The worker hears of it a moment later.
+    while large.exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    println!("no half a file is there");
     worker.shutdown().await;
-    println!("half a file is there: {}", large.exists());
     std::fs::remove_dir_all(&folder)?;
     Ok(())
 }

@@ -190,7 +190,7 @@ fn download_comes_back_later_and_cleans_up() {
         "attempt 1 failed",
         "cancelled (no longer wanted): what there was of ",
         "the flow is cancelled: no longer wanted",
-        "half a file is there: false",
+        "no half a file is there",
     ];
     has(&text, &parts);
 }
