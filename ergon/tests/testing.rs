@@ -42,7 +42,7 @@ async fn a_setup_has_middleware() {
     let watcher = Watcher::default();
     let setup = Setup::new().register::<greets>().middleware(watcher.clone());
     let error = ergon::Error::new("not yet");
-    let runtime = setup.step_fails("greeting", 1..=1, &error).step_returns("greeting", "hello").start().await;
+    let runtime = setup.step_returns("greeting", "hello").step_fails("greeting", 1..=1, &error).start().await;
     assert_eq!(runtime.run(greets()).await.unwrap(), "hello");
     assert_eq!(*watcher.0.lock().unwrap(), ["greeting 1", "greeting 2"]);
 }
