@@ -169,6 +169,7 @@ impl Executor {
                 }
             };
             tokio::select! {
+                biased;
                 () = due => {}
                 () = watch.changed() => {}
                 () = tokio::time::sleep(FALLBACK) => {}
@@ -224,6 +225,7 @@ impl Executor {
             }
         };
         let driven = tokio::select! {
+            biased;
             driven = Box::pin(spans::in_executor(&info, lease.epoch, env.layers.flow(&info, drive.run()))) => driven,
             () = renew => Ok(Driven::Lost),
         };

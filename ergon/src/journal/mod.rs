@@ -772,7 +772,9 @@ impl Journal {
             let goes = |path: &CallPath| {
                 !std::iter::successors(Some(path.clone()), CallPath::parent).any(|path| completed(&path))
             };
-            again.extend(below.keys().filter(|path| goes(path)).cloned());
+            let mut go: Vec<_> = below.keys().filter(|path| goes(path)).cloned().collect();
+            go.sort_unstable();
+            again.append(&mut go);
         }
         again
     }

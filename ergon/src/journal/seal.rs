@@ -119,8 +119,10 @@ impl Journal {
     }
 
     fn seal_nested(&mut self, now: Timestamp) {
-        let owners: Vec<CallId> =
+        let mut owners: Vec<CallId> =
             self.nested.iter().filter(|(_, scope)| !scope.group.is_empty()).map(|(owner, _)| *owner).collect();
+        // In the order of what is written: the same calls leave the same history each time.
+        owners.sort_unstable();
         for owner in owners {
             let Some(enclosing) = self.path(owner).cloned() else { continue };
             if enclosing.positions().len() >= CallPath::DEPTH_MAX {

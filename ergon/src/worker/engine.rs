@@ -142,9 +142,11 @@ impl Engine {
             }
             let free = self.options.slots.saturating_sub(self.leases.len());
             if more && free > 0 {
+                // Biased, as all that the engine waits for: the same events come to the same, which the simulation needs.
                 tokio::select! {
-                    () = self.give_back() => {}
+                    biased;
                     _ = stop.ordered() => continue,
+                    () = self.give_back() => {}
                 }
                 let limit = free.min(CLAIM_MAX);
                 let asked_at = self.env.clock.now();
@@ -163,8 +165,9 @@ impl Engine {
                         let delay = trouble.next();
                         tracing::warn!(worker = %self.options.name, %error, ?delay, "flows could not be claimed");
                         tokio::select! {
-                            () = tokio::time::sleep(delay) => {}
+                            biased;
                             _ = stop.ordered() => {}
+                            () = tokio::time::sleep(delay) => {}
                         }
                     }
                 }
@@ -175,8 +178,9 @@ impl Engine {
                 }
             }
             tokio::select! {
-                maybe = self.wait(&mut queue, more, next_due_at) => more = maybe,
+                biased;
                 _ = stop.ordered() => {}
+                maybe = self.wait(&mut queue, more, next_due_at) => more = maybe,
             }
         }
     }
@@ -229,6 +233,7 @@ impl Engine {
             }
         };
         tokio::select! {
+            biased;
             () = queue.changed() => true,
             () = due => true,
             () = self.freed.notified(), if more => true,
