@@ -68,7 +68,10 @@ impl Setup {
             Progress::Ended(FlowEnd::Failed { reason, .. }) if info.state == FlowState::Completed => {
                 Err(mismatch(format!("it completed, the code fails: {reason}")))
             }
-            Progress::Ended(FlowEnd::Continued { .. }) if info.state.is_final() => {
+            // One that was cancelled may have been about to.
+            Progress::Ended(FlowEnd::Continued { .. })
+                if matches!(info.state, FlowState::Completed | FlowState::Failed) =>
+            {
                 Err(mismatch(format!("it is {}, the code begins another run", info.state)))
             }
             Progress::Flush | Progress::Wait if info.state == FlowState::Completed => {
