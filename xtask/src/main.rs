@@ -8,6 +8,7 @@ mod check;
 mod guard;
 mod machine;
 mod shell;
+mod sim;
 mod test;
 
 use std::process::ExitCode;
@@ -17,6 +18,8 @@ The project's own commands. Run them anywhere in the repository.
 
   cargo xtask test [ARGS]     every test, the ones in the documentation too; ARGS go to `cargo test`
                               (`cargo xtask test -p ergon journal` runs a part)
+  cargo xtask sim [ARGS]      run the engine on a virtual clock over a log that misbehaves, by 20,000 seeds
+                              (`--seeds N`, `--first S`, ERGON_SIM_SEEDS=N; `--seed S` repeats one and tells it)
   cargo xtask check           formatting, lints, documentation, each feature alone, the oldest supported Rust
   cargo xtask bench [ARGS]    measure ergon, the raw limit and the peers, in release mode; `cargo xtask bench --help`
   cargo xtask guard           count the instructions of the hot path and compare them with benches/baseline.json
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = args.collect();
     let outcome = match command.as_deref() {
         Some("test") => test::run(&args),
+        Some("sim") => sim::run(&args),
         Some("check") => no_arguments("check", &args).and_then(|()| check::run()),
         Some("bench") => bench::run(&args),
         Some("guard") => guard::command(&args),

@@ -3,6 +3,7 @@
 use crate::{
     machine,
     shell::{self, Parts, Result, cargo},
+    sim,
 };
 
 /// Everything at once and with every feature, so that all parts share one build.
@@ -18,6 +19,7 @@ fn everything() -> Result {
     parts.run("servers to test on", machine::need_servers);
     parts.run("examples build (some tests run them)", build_examples);
     parts.run("tests", || shell::run(cargo(["test", "--no-fail-fast"]).args(EVERYTHING)));
+    parts.run("simulation", || sim::run(&[]));
     parts.finish()
 }
 

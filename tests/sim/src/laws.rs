@@ -1,0 +1,704 @@
+//! What must hold after every event.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use ergon::{
+    FlowId, FlowInfo, FlowState, InMemoryExecutionLog, StepRun, Timestamp,
+    storage::{
+        CallKind, CallPath, Channel, ChildOutcome, Claimed, Commit, ErrorKind, ExecutionLog, Filter, Lease, LeaseState,
+        Message, Next, Phase, Record, Sent, Topic, Watch,
+    },
+};
+
+use crate::{
+    code::{Item, Turn},
+    network::{Reply, Write, at_once},
+    plan::Plan,
+    program::{Program, Value, WORDS},
+};
+
+/// More than any mailbox or list of a run holds.
+const ALL: usize = 10_000;
+
+/// What the log has hinted at.
+#[derive(Debug, Default)]
+pub(crate) struct Hints {
+    pub(crate) queue: bool,
+    pub(crate) flows: Vec<FlowId>,
+}
+
+/// What is known of a log, from what it was asked and has answered.
+pub(crate) struct Laws {
+    flows: BTreeMap<FlowId, Shadow>,
+    queue: Watch,
+    /// By how much the clock of a process may be ahead, in microseconds.
+    ahead: i64,
+    /// The flows that a client wanted to be cancelled.
+    cancelled: BTreeSet<FlowId>,
+}
+
+/// A flow as it was after the last event.
+struct Shadow {
+    info: FlowInfo,
+    result: Bytes,
+    /// The run of the parent that has started it.
+    parent_run: u32,
+    records: Vec<Record>,
+    /// The calls of this run that have ended.
+    ended: BTreeSet<CallPath>,
+    /// When waits of this run are over.
+    due: BTreeMap<CallPath, Timestamp>,
+    /// The failed attempts of calls of this run: how many, and when the next may begin.
+    failed: BTreeMap<CallPath, (u32, Option<Timestamp>)>,
+    /// Bodies that run at most once and have begun in this run.
+    once: BTreeSet<(CallPath, u32)>,
+    last_commit: Option<(u64, u32)>,
+    mailbox: BTreeMap<u32, Message>,
+    last_message: u32,
+    keys: BTreeSet<String>,
+    /// What the code of this run saw of what is durable.
+    seen: Vec<Item>,
+    /// The contents of all messages that the code of any run heard, in that order.
+    heard: Vec<u64>,
+    /// How many of these were heard up to the last that was taken out of the mailbox.
+    taken: usize,
+    watch: Watch,
+}
+
+type Law<T = ()> = Result<T, String>;
+
+macro_rules! law {
+    ($holds:expr, $($text:tt)+) => {
+        if !$holds {
+            return Err(format!($($text)+));
+        }
+    };
+}
+
+/// Which flows an event may have to do with.
+enum Touched {
+    These(Vec<FlowId>),
+    All,
+}
+
+impl Laws {
+    pub(crate) fn new(log: &InMemoryExecutionLog, plan: &Plan) -> Self {
+        let ahead = i64::try_from(plan.faults.skew_ms).unwrap_or_default() * 1_000;
+        Self { flows: BTreeMap::new(), queue: log.watch(Topic::Queue), ahead, cancelled: BTreeSet::new() }
+    }
+
+    /// Looks at what a call has changed.
+    pub(crate) fn check(
+        &mut self,
+        log: &InMemoryExecutionLog,
+        now: Timestamp,
+        write: &Write,
+        reply: &ergon::storage::Result<Reply>,
+    ) -> Law<Hints> {
+        if let Err(error) = reply {
+            self.refused(write, error)?;
+        }
+        let is_repeat = self.answered(write, reply, now)?;
+        let touched = match (write, reply) {
+            // A refused call leaves no trace.
+            (_, Err(_)) => Touched::These(match write {
+                Write::Commit(commit, _) => vec![commit.lease.flow.clone()],
+                Write::Release(lease) => vec![lease.flow.clone()],
+                Write::Send(message) => vec![message.to.clone()],
+                _ => Vec::new(),
+            }),
+            (Write::Enqueue(flows), _) => Touched::These(flows.iter().map(|flow| flow.id.clone()).collect()),
+            (Write::Claim(_), Ok(Reply::Claimed(claimed))) => {
+                Touched::These(claimed.flows.iter().map(|flow| flow.lease.flow.clone()).collect())
+            }
+            (Write::Heartbeat(leases, _), _) => Touched::These(leases.iter().map(|lease| lease.flow.clone()).collect()),
+            (Write::Release(lease), _) => Touched::These(vec![lease.flow.clone()]),
+            (Write::Commit(commit, _), _)
+                if commit.children.is_empty() && matches!(commit.next, Next::Run | Next::Suspend(_)) =>
+            {
+                Touched::These(vec![commit.lease.flow.clone()])
+            }
+            (Write::Send(message), _) => Touched::These(vec![message.to.clone()]),
+            _ => Touched::All,
+        };
+        let touched = match touched {
+            Touched::These(flows) => flows,
+            Touched::All => at_once(log.list(&Filter::all(), None, ALL))
+                .map_err(|error| error.to_string())?
+                .flows
+                .into_iter()
+                .map(|info| info.id)
+                .collect(),
+        };
+        let queue = is_hinted(&mut self.queue);
+        let mut hints = Hints { queue, flows: Vec::new() };
+        let mut ended = Vec::new();
+        let mut gained = Vec::new();
+        for id in &touched {
+            self.look(log, now, id, write, reply, is_repeat, &mut hints, &mut ended, &mut gained)?;
+        }
+        self.parents_hear(ended, gained)?;
+        self.children_live(&touched)?;
+        if let (Write::Claim(_), Ok(Reply::Claimed(claimed))) = (write, reply) {
+            self.next_is_known(claimed)?;
+        }
+        Ok(hints)
+    }
+
+    /// What the log may refuse.
+    fn refused(&self, write: &Write, error: &ergon::StorageError) -> Law {
+        let excused = match (write, error.kind()) {
+            (Write::Commit(commit, _), ErrorKind::LeaseLost) => !self.holds(&commit.lease),
+            (Write::Release(lease), ErrorKind::LeaseLost) => !self.holds(lease),
+            (Write::Send(message), ErrorKind::Finished) => {
+                self.flows.get(&message.to).is_some_and(|flow| flow.info.state.is_final())
+            }
+            (Write::Send(message), ErrorKind::NotFound) => !self.flows.contains_key(&message.to),
+            (Write::Cancel(flow, _), ErrorKind::NotFound) => !self.flows.contains_key(flow),
+            _ => false,
+        };
+        law!(excused, "the log refused {write:?}: {error}");
+        Ok(())
+    }
+
+    /// True when the lease is a flow's current one.
+    fn holds(&self, lease: &Lease) -> bool {
+        self.flows
+            .get(&lease.flow)
+            .is_some_and(|flow| flow.info.epoch == lease.epoch && flow.info.state == FlowState::Running)
+    }
+
+    /// What the log may answer. True for the answer to a commit that was applied before.
+    fn answered(&self, write: &Write, reply: &ergon::storage::Result<Reply>, now: Timestamp) -> Law<bool> {
+        let Ok(reply) = reply else { return Ok(false) };
+        match (write, reply) {
+            (Write::Commit(commit, _), _) => {
+                let Commit { lease, number, .. } = &**commit;
+                let flow = self.flows.get(&lease.flow).ok_or("a commit to a flow that is not there was accepted")?;
+                if flow.last_commit == Some((lease.epoch, *number)) && flow.info.epoch == lease.epoch {
+                    return Ok(true);
+                }
+                let FlowInfo { state, epoch, .. } = &flow.info;
+                law!(self.holds(lease), "a commit under {lease:?} was accepted, the flow is {state} in epoch {epoch}");
+            }
+            (Write::Release(lease), _) => {
+                law!(self.holds(lease), "the release of {lease:?} was accepted, which is not the current lease");
+            }
+            (Write::Heartbeat(leases, _), Reply::Leases(states)) => {
+                for (lease, state) in leases.iter().zip(states) {
+                    let held = *state == LeaseState::Held;
+                    law!(held == self.holds(lease), "{lease:?} is said to be {state:?}, and is not");
+                }
+            }
+            (Write::Claim(request), Reply::Claimed(claimed)) => {
+                law!(claimed.flows.len() <= request.limit, "a claim of {} gave more", request.limit);
+                for claimed in &claimed.flows {
+                    let id = &claimed.lease.flow;
+                    let flow = self.flows.get(id).ok_or("a flow was claimed that is not there")?;
+                    let due = flow.info.due_at.is_some_and(|due_at| due_at <= now) && !flow.info.state.is_final();
+                    law!(due, "{id} was claimed, and is {} until {:?}", flow.info.state, flow.info.due_at);
+                    law!(claimed.lease.epoch == flow.info.epoch + 1, "the epoch of {id} does not follow");
+                    law!(flow.records.starts_with(&claimed.history), "{id} was claimed with another history");
+                    let waiting = flow.mailbox.values().take(claimed.messages.len());
+                    law!(waiting.eq(&claimed.messages), "{id} was claimed with other messages");
+                }
+            }
+            (Write::Send(message), Reply::Sent(sent)) => {
+                let flow = self.flows.get(&message.to).ok_or("a message to nobody was accepted")?;
+                let known = message.key.as_ref().is_some_and(|key| flow.keys.contains(key));
+                law!(known == (*sent == Sent::Duplicate), "a message to {} is said to be {sent:?}", message.to);
+            }
+            _ => {}
+        }
+        Ok(false)
+    }
+
+    /// Compares a flow with what it was before.
+    #[allow(clippy::too_many_arguments, clippy::too_many_lines)]
+    fn look(
+        &mut self,
+        log: &InMemoryExecutionLog,
+        now: Timestamp,
+        id: &FlowId,
+        write: &Write,
+        reply: &ergon::storage::Result<Reply>,
+        is_repeat: bool,
+        hints: &mut Hints,
+        ended: &mut Vec<FlowId>,
+        gained: &mut Vec<(FlowId, Message)>,
+    ) -> Law {
+        let record = at_once(log.flow(id)).ok().flatten();
+        let Some(record) = record else {
+            law!(!self.flows.contains_key(id), "{id} is gone");
+            return Ok(());
+        };
+        let info = record.info;
+        let commit = match write {
+            Write::Commit(commit, seen) if commit.lease.flow == *id && reply.is_ok() => Some((&**commit, seen)),
+            _ => None,
+        };
+        let starts = match write {
+            Write::Enqueue(flows) => flows.iter().any(|flow| flow.id == *id),
+            Write::Commit(commit, _) => commit.children.iter().any(|child| child.id == *id),
+            _ => false,
+        };
+        let is_new = self.flows.get(id).is_none_or(|old| {
+            starts
+                && old.info.state.is_final()
+                && (info.created_at != old.info.created_at || info.epoch < old.info.epoch)
+        });
+        if is_new {
+            law!(starts && reply.is_ok(), "{id} is there, and nobody has started it");
+            law!(info.state == FlowState::Scheduled && info.epoch == 0, "{id} is new, and {}", info.state);
+            law!(hints.queue, "{id} is new, and no worker was told");
+            let parent_run =
+                info.parent.as_ref().and_then(|parent| self.flows.get(&parent.id)).map_or(0, |it| it.info.run);
+            // The parent is looked at first: its next run did not start this one.
+            let continues = matches!(write, Write::Commit(commit, _) if matches!(commit.next, Next::Continue { .. }));
+            let parent_run = parent_run.saturating_sub(u32::from(continues));
+            let watch = log.watch(Topic::Flow(id.clone()));
+            self.flows.insert(id.clone(), Shadow::new(info, parent_run, watch));
+            return Ok(());
+        }
+        let ahead = self.ahead;
+        let flow = self.flows.get_mut(id).expect("it is not new");
+        let was = std::mem::replace(&mut flow.info, info);
+        let info = flow.info.clone();
+        let is_hinted = is_hinted(&mut flow.watch);
+        if is_hinted {
+            hints.flows.push(id.clone());
+        }
+
+        // States, and who may change them.
+        let (before, after) = (was.state, info.state);
+        if before.is_final() {
+            let same = (after, info.finished_at, info.run) == (before, was.finished_at, was.run);
+            law!(
+                same && record.result == flow.result,
+                "{id} was {before} for good, and is {after}, or has another result"
+            );
+        }
+        let claimed = match reply {
+            Ok(Reply::Claimed(claimed)) => claimed.flows.iter().any(|flow| flow.lease.flow == *id),
+            _ => false,
+        };
+        law!(info.epoch == was.epoch + u64::from(claimed), "{id} went from epoch {} to {}", was.epoch, info.epoch);
+        let own = commit.is_some() && !is_repeat;
+        if before != after {
+            let allowed = match after {
+                FlowState::Running => claimed,
+                FlowState::Completed | FlowState::Failed | FlowState::Suspended => own,
+                FlowState::Cancelled => matches!(write, Write::Cancel(..)),
+                FlowState::Scheduled => {
+                    own || matches!((before, write), (FlowState::Running, Write::Release(_)))
+                        || before == FlowState::Suspended && !matches!(write, Write::Heartbeat(..) | Write::Claim(_))
+                }
+                FlowState::Stalled => false,
+            };
+            law!(allowed, "{id} went from {before} to {after} ({:?}) by {write:?}", info.reason);
+        }
+        if after.is_final() && !before.is_final() {
+            law!(is_hinted, "{id} has ended, and nobody was told");
+            flow.result = record.result;
+            ended.push(id.clone());
+        }
+
+        // The history.
+        if let Some((commit, seen)) = commit.filter(|_| !is_repeat) {
+            flow.last_commit = Some((commit.lease.epoch, commit.number));
+            flow.appended(id, commit, now, ahead)?;
+            if let Some(seen) = seen {
+                law!(seen.starts_with(&flow.seen), "{id} saw {:?} when it was durable, and then {seen:?}", flow.seen);
+                for (call, content) in &seen[flow.seen.len()..] {
+                    if *call == "heard" {
+                        law!(!flow.heard.contains(content), "{id} heard the message {content} twice");
+                        flow.heard.push(*content);
+                    }
+                }
+                flow.seen.clone_from(seen);
+            }
+        }
+        if info.run == was.run {
+            law!(
+                info.records as usize == flow.records.len(),
+                "{id} has {} records, not {}",
+                info.records,
+                flow.records.len()
+            );
+        } else {
+            let continues = commit.is_some_and(|(commit, _)| matches!(commit.next, Next::Continue { .. }));
+            law!(
+                continues && info.run == was.run + 1 && info.records == 0,
+                "{id} went from run {} to {}",
+                was.run,
+                info.run
+            );
+            flow.begins_again();
+        }
+
+        // The mailbox.
+        let told = flow.mail(log, id, write, reply, commit.map(|(commit, _)| commit))?;
+        law!(told.is_empty() || is_hinted, "{id} has a message, and was not told");
+        gained.extend(told.into_iter().map(|message| (id.clone(), message)));
+
+        // Something wakes it.
+        let info = &flow.info;
+        let due =
+            |info: &FlowInfo| info.due_at.filter(|_| matches!(info.state, FlowState::Scheduled | FlowState::Suspended));
+        let sooner = match (due(info), due(&was)) {
+            (Some(due), Some(was)) => due < was,
+            (due, _) => due.is_some(),
+        };
+        law!(!sooner || hints.queue, "{id} is due at {:?}, and no worker was told", info.due_at);
+        match info.state {
+            FlowState::Scheduled | FlowState::Running => {
+                law!(info.due_at.is_some(), "{id} is {}, and nothing will wake it", info.state);
+            }
+            FlowState::Suspended => {
+                let missed = flow.mailbox.values().find(|message| info.wake.channels.contains(&message.channel));
+                law!(missed.is_none(), "{id} waits for what has come: {missed:?}");
+                let wakes = info.due_at.is_some() || !info.wake.channels.is_empty();
+                law!(wakes, "{id} is suspended, and nothing will wake it");
+                let at_most = info.wake.at.into_iter().chain(info.deadline_at).min();
+                law!(info.due_at == at_most, "{id} waits until {at_most:?}, and is due at {:?}", info.due_at);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Each end of a child reaches the parent that waits for it, once, and no other end does.
+    fn parents_hear(&self, ended: Vec<FlowId>, gained: Vec<(FlowId, Message)>) -> Law {
+        let mut told: BTreeSet<(FlowId, FlowId)> = BTreeSet::new();
+        for (parent, message) in gained {
+            if message.channel != Channel::children() || message.child == Some(ChildOutcome::Refused) {
+                continue;
+            }
+            let child = message.ended.clone().ok_or_else(|| format!("{parent} hears of nobody's end: {message:?}"))?;
+            let state = self.flows.get(&child).map(|flow| flow.info.state);
+            let outcome = match state {
+                Some(FlowState::Completed) => Some(ChildOutcome::Completed),
+                Some(FlowState::Failed) => Some(ChildOutcome::Failed),
+                Some(FlowState::Cancelled) => Some(ChildOutcome::Cancelled),
+                _ => None,
+            };
+            law!(
+                outcome.is_some() && outcome == message.child,
+                "{parent} hears of {child}, which is {state:?}: {message:?}"
+            );
+            law!(told.insert((parent.clone(), child.clone())), "{parent} hears of {child} twice");
+        }
+        for child in ended {
+            let flow = &self.flows[&child];
+            if flow.info.state == FlowState::Cancelled {
+                let is_child = |flow: &Shadow| {
+                    let parent = flow.info.parent.as_ref();
+                    parent.is_some_and(|parent| parent.id == child && !parent.detached)
+                };
+                let left = self.flows.values().find(|flow| is_child(flow) && !flow.info.state.is_final());
+                law!(left.is_none(), "{child} is cancelled, and its child {:?} is not", left.map(|left| &left.info.id));
+            }
+            let Some(parent) = flow.info.parent.as_ref().filter(|parent| !parent.detached) else { continue };
+            let hears = self.flows.get(&parent.id).is_some_and(|hearer| {
+                hearer.info.run == flow.parent_run
+                    && (!hearer.info.state.is_final() || hearer.info.state == FlowState::Failed)
+            });
+            let was_told = told.remove(&(parent.id.clone(), child.clone()));
+            law!(hears == was_told, "{} hears of the end of {child}: {was_told}, and should: {hears}", parent.id);
+        }
+        law!(told.is_empty(), "somebody hears again of an end: {told:?}");
+        Ok(())
+    }
+
+    /// A flow that waits for nothing but children has one that lives.
+    fn children_live(&self, touched: &[FlowId]) -> Law {
+        for id in touched {
+            let Some(FlowInfo { state, due_at, wake, .. }) = self.flows.get(id).map(|flow| &flow.info) else {
+                continue;
+            };
+            if *state == FlowState::Suspended && due_at.is_none() && wake.channels == [Channel::children()] {
+                let lives = |flow: &Shadow| {
+                    !flow.info.state.is_final() && flow.info.parent.as_ref().is_some_and(|parent| parent.id == *id)
+                };
+                law!(self.flows.values().any(lives), "{id} waits for children, and has none");
+            }
+        }
+        Ok(())
+    }
+
+    /// A worker is told when the next flow is due.
+    fn next_is_known(&self, claimed: &Claimed) -> Law {
+        let live = self.flows.values().filter(|flow| !flow.info.state.is_final());
+        let next = live.filter_map(|flow| flow.info.due_at).min();
+        law!(
+            claimed.next_due_at == next,
+            "a claim says that the next is due at {:?}, it is {next:?}",
+            claimed.next_due_at
+        );
+        Ok(())
+    }
+
+    /// The code of a flow saw what came of a call.
+    pub(crate) fn noted(&self, turn: &Turn, index: usize, item: Item) -> Law {
+        let Some(flow) = self.flows.get(&turn.flow).filter(|flow| flow.is_of(turn)) else { return Ok(()) };
+        if let Some(durable) = flow.seen.get(index) {
+            law!(*durable == item, "{} sees {item:?} as its number {index}, and has seen {durable:?}", turn.flow);
+        }
+        Ok(())
+    }
+
+    /// The body of a step begins.
+    pub(crate) fn body_begins(&mut self, turn: &Turn, step: &StepRun, now: Timestamp) -> Law {
+        let Turn { flow: id, run, epoch, process, .. } = turn;
+        let StepRun { name, path, attempt, .. } = step;
+        let ahead = self.ahead;
+        let flow = self.flows.get_mut(id).ok_or_else(|| format!("{id} runs, and is not there"))?;
+        if !flow.is_of(turn) {
+            // Its worker may not have heard yet that it was cancelled; all else it knows.
+            let cancelled = flow.info.state == FlowState::Cancelled;
+            let FlowInfo { state, epoch: now, .. } = &flow.info;
+            law!(
+                cancelled,
+                "{name} {path} of {id} begins in run {run} and epoch {epoch}, the flow is {state} in epoch {now}"
+            );
+            return Ok(());
+        }
+        law!(!flow.ended.contains(path), "{name} {path} of {id} begins again, and its outcome is durable");
+        let (failed, next_at) = flow.failed.get(path).copied().unwrap_or_default();
+        law!(*attempt == failed + 1, "{name} {path} of {id} begins attempt {attempt} after {failed} failed ones");
+        let earliest = next_at.map_or(i64::MIN, |at| at.as_micros() - ahead);
+        law!(now.as_micros() >= earliest, "{name} {path} of {id} is tried again too early");
+        // The clock and the numbers hang on what came before, and are not written.
+        let seen = process.seen(id).iter().filter(|(call, _)| !matches!(*call, "now" | "random")).count();
+        let durable = flow.ended.iter().filter(|path| path.parent().is_none()).count();
+        law!(
+            seen <= durable,
+            "{name} {path} of {id} begins, and of the {seen} outcomes that the code saw {durable} are durable"
+        );
+        if *name == "once" {
+            law!(
+                flow.once.insert((path.clone(), *attempt)),
+                "{name} {path} of {id} runs at most once, and begins again"
+            );
+            let intended = flow.records.iter().any(|record| record.path == *path && record.phase == Phase::Pending);
+            law!(intended, "{name} {path} of {id} begins before it is durable that it does");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn will_cancel(&mut self, flow: &FlowId) {
+        self.cancelled.insert(flow.clone());
+    }
+
+    // ---- the end -------------------------------------------------------------------------------------------
+
+    /// What a flow ended with, for clients to compare.
+    pub(crate) fn result_of(&self, id: &FlowId) -> Option<(FlowState, Bytes)> {
+        self.flows.get(id).map(|flow| (flow.info.state, flow.result.clone()))
+    }
+
+    /// What the code of a flow's present run saw of what is durable.
+    pub(crate) fn seen(&self, id: &FlowId) -> &[Item] {
+        &self.flows[id].seen
+    }
+
+    /// What holds when all is over.
+    pub(crate) fn finally(&self, log: &InMemoryExecutionLog, plan: &Plan) -> Law {
+        let now = plan.circumstances();
+        for (id, flow) in &self.flows {
+            let history = at_once(log.history(id, 0, ALL)).map_err(|error| error.to_string())?;
+            law!(history == flow.records, "the history of {id} is not what was written");
+            let record = at_once(log.flow(id)).ok().flatten().ok_or_else(|| format!("{id} is gone"))?;
+            let program: Program = serde_json::from_slice(&record.input).map_err(|error| error.to_string())?;
+            match flow.info.state {
+                FlowState::Completed => {
+                    let value: Value = serde_json::from_slice(&flow.result).map_err(|error| error.to_string())?;
+                    law!(program.allows(&value, now), "{id} completed with {value:?}, which {program:?} cannot");
+                }
+                FlowState::Failed => {
+                    let planned = program.end != crate::program::End::Returns;
+                    law!(planned, "{id} failed with {:?}, and {program:?} does not", flow.info.reason);
+                }
+                FlowState::Cancelled => {
+                    let mut above = Some(id.clone());
+                    let mut wanted = false;
+                    while let Some(next) = above.take().filter(|_| !wanted) {
+                        wanted = self.cancelled.contains(&next);
+                        above =
+                            self.flows.get(&next).and_then(|flow| flow.info.parent.as_ref()).map(|it| it.id.clone());
+                    }
+                    law!(wanted, "{id} is cancelled, and nobody wanted that");
+                }
+                state => return Err(format!("{id} is {state} in the end")),
+            }
+        }
+        Ok(())
+    }
+
+    /// The flows that have not ended, as they are.
+    pub(crate) fn unfinished(&self) -> impl Iterator<Item = &FlowInfo> {
+        self.flows.values().map(|flow| &flow.info).filter(|info| !info.state.is_final())
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &FlowId> {
+        self.flows.keys()
+    }
+}
+
+impl Shadow {
+    fn new(info: FlowInfo, parent_run: u32, watch: Watch) -> Self {
+        Self {
+            info,
+            result: Bytes::new(),
+            parent_run,
+            records: Vec::new(),
+            ended: BTreeSet::new(),
+            due: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            once: BTreeSet::new(),
+            last_commit: None,
+            mailbox: BTreeMap::new(),
+            last_message: 0,
+            keys: BTreeSet::new(),
+            seen: Vec::new(),
+            heard: Vec::new(),
+            taken: 0,
+            watch,
+        }
+    }
+
+    /// True when this turn is under the current lease.
+    fn is_of(&self, turn: &Turn) -> bool {
+        let FlowInfo { epoch, run, state, .. } = &self.info;
+        (*epoch, *run, *state) == (turn.epoch, turn.run, FlowState::Running)
+    }
+
+    /// What a commit adds to the history.
+    fn appended(&mut self, id: &FlowId, commit: &Commit, now: Timestamp, ahead: i64) -> Law {
+        for record in &commit.records {
+            let Record { seq, path, kind, phase, at, due_at, attempt, reference, name, .. } = record;
+            law!(*seq as usize == self.records.len() + 1, "record {seq} of {id} does not follow");
+            law!(!self.ended.contains(path), "call {path} of {id} goes on after its end: {record:?}");
+            law!(now.as_micros() >= at.as_micros() - ahead, "record {seq} of {id} is of the future");
+            match phase {
+                Phase::Pending => {
+                    if *kind != CallKind::Step
+                        && let Some(due_at) = due_at
+                    {
+                        self.due.insert(path.clone(), *due_at);
+                    }
+                }
+                Phase::Attempt => {
+                    let failed = self.failed.entry(path.clone()).or_default();
+                    law!(failed.0 + 1 == *attempt, "attempt {attempt} of {path} of {id} follows on {}", failed.0);
+                    *failed = (*attempt, *due_at);
+                }
+                Phase::Completed | Phase::Failed => {
+                    self.ended.insert(path.clone());
+                    // A wait that a message ended names it.
+                    let timed = match kind {
+                        CallKind::Timer => true,
+                        CallKind::Signal => reference.is_none(),
+                        _ => false,
+                    };
+                    if timed && let Some(due_at) = self.due.get(path) {
+                        law!(at >= due_at, "the wait {name} {path} of {id} until {due_at} was over at {at}");
+                        let real = now.as_micros() >= due_at.as_micros() - ahead;
+                        law!(real, "the wait {name} {path} of {id} until {due_at} was over at {now}");
+                    }
+                    let (failed, _) = self.failed.get(path).copied().unwrap_or_default();
+                    let attempt_follows = *kind != CallKind::Step || *attempt == failed + 1;
+                    law!(
+                        attempt_follows,
+                        "{name} {path} of {id} ends with attempt {attempt} after {failed} failed ones"
+                    );
+                }
+            }
+            self.records.push(record.clone());
+        }
+        Ok(())
+    }
+
+    fn begins_again(&mut self) {
+        self.records.clear();
+        self.ended.clear();
+        self.due.clear();
+        self.failed.clear();
+        self.once.clear();
+        self.seen.clear();
+    }
+
+    /// Compares the mailbox with what it was, and returns what has come.
+    fn mail(
+        &mut self,
+        log: &InMemoryExecutionLog,
+        id: &FlowId,
+        write: &Write,
+        reply: &ergon::storage::Result<Reply>,
+        commit: Option<&Commit>,
+    ) -> Law<Vec<Message>> {
+        let messages = at_once(log.messages(id, &[], 0, ALL)).map_err(|error| error.to_string())?;
+        let is: BTreeMap<u32, Message> = messages.into_iter().map(|message| (message.seq, message)).collect();
+        let cleared = matches!(self.info.state, FlowState::Completed | FlowState::Cancelled);
+        let continues = commit.is_some_and(|commit| matches!(commit.next, Next::Continue { .. }));
+        for (seq, message) in &self.mailbox {
+            if is.contains_key(seq) {
+                continue;
+            }
+            let consumed = commit.is_some_and(|commit| commit.consumed.contains(seq));
+            let forgotten = continues && message.channel == Channel::children();
+            law!(consumed || cleared || forgotten, "message {seq} of {id} is lost: {message:?}");
+            if consumed && message.channel == Channel::signal(WORDS) {
+                let content: u64 = serde_json::from_slice(&message.payload).map_err(|error| error.to_string())?;
+                let place = self.heard.iter().position(|heard| *heard == content);
+                let place =
+                    place.ok_or_else(|| format!("message {seq} of {id} was taken, and its code did not hear it"))?;
+                // Code that drops nothing hears them in their order.
+                let in_order = place >= self.taken || !is_plain(log, id);
+                law!(in_order, "message {seq} of {id} was heard before an earlier one: {:?}", self.heard);
+                self.taken = self.taken.max(place + 1);
+            }
+        }
+        if let Some(commit) = commit {
+            for seq in &commit.consumed {
+                law!(!is.contains_key(seq), "message {seq} of {id} was consumed, and is there");
+            }
+        }
+        let mut gained = Vec::new();
+        for (seq, message) in &is {
+            if let Some(was) = self.mailbox.get(seq) {
+                law!(was == message, "message {seq} of {id} has changed");
+                continue;
+            }
+            law!(*seq > self.last_message, "message {seq} of {id} is there again");
+            gained.push(message.clone());
+        }
+        self.last_message = self.last_message.max(is.keys().next_back().copied().unwrap_or_default());
+        let words = gained.iter().filter(|message| message.channel != Channel::children());
+        let words: Vec<_> = words.map(|message| (&message.channel, &message.payload)).collect();
+        match (write, reply) {
+            (Write::Send(sent), Ok(Reply::Sent(Sent::Accepted))) if sent.to == *id => {
+                law!(words == [(&sent.channel, &sent.payload)], "{id} was sent {sent:?} and has got {words:?}");
+                self.keys.extend(sent.key.clone());
+            }
+            _ => law!(words.is_empty(), "{id} has got {words:?}, which nobody has sent"),
+        }
+        self.mailbox = is;
+        Ok(gained)
+    }
+}
+
+/// True when a watch has been told something since it was last asked.
+fn is_hinted(watch: &mut Watch) -> bool {
+    use futures::FutureExt;
+    watch.changed().now_or_never().is_some()
+}
+
+/// True for a flow whose code never drops a branch.
+fn is_plain(log: &InMemoryExecutionLog, id: &FlowId) -> bool {
+    let input = at_once(log.flow(id)).ok().flatten().map(|record| record.input);
+    input
+        .and_then(|input| serde_json::from_slice::<Program>(&input).ok())
+        .is_some_and(|program| program.drops_nothing())
+}
