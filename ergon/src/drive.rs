@@ -362,9 +362,9 @@ impl Drive {
                     let (busy, wake, beats_due, batch, grants) = {
                         let mut journal = flow.journal();
                         overdue = journal.overdue(flow.env.clock.now());
-                        let busy = journal.is_busy() || journal.has_fresh();
-                        let in_flight = self.flight.is_some();
-                        let writes = !in_flight && (journal.has_batch() || flow.has_unwritten(&journal));
+                        let held_up = || effects != Effects::Allowed && journal.is_held_up();
+                        let busy = journal.is_busy() && !held_up() || journal.has_fresh();
+                        let writes = self.flight.is_none() && (journal.has_batch() || flow.has_unwritten(&journal));
                         let batch = writes.then(|| journal.take_batch());
                         (busy, journal.wake(), journal.beats_due(), batch, journal.wants_grant(now))
                     };

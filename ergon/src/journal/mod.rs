@@ -657,6 +657,15 @@ impl Journal {
         self.busy > 0
     }
 
+    /// True when no body can end before another one begins: each that runs, and waits for something of its own, has
+    /// made a call whose body has yet to begin, or runs.
+    pub(crate) fn is_held_up(&self) -> bool {
+        let running = |id: CallId| matches!(self.calls[id.0].state, State::Running);
+        let waits = |id: CallId| running(id) || self.startable.contains(&id);
+        let mut busy = self.calls.iter().filter(|(_, call)| matches!(call.state, State::Running) && !call.quiet);
+        busy.all(|(id, _)| self.nested.get(&CallId(id)).is_some_and(|scope| scope.open.iter().any(|own| waits(*own))))
+    }
+
     /// True while an outcome is recorded that the code has not been given: it goes on as soon as that is durable,
     /// whatever else it waits for.
     pub(crate) fn has_fresh(&self) -> bool {
