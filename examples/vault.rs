@@ -8,8 +8,8 @@
 //! has the wrong key: its flow is stalled, not lost, and goes on with the right one.
 //!
 //! The cipher is AES-256-GCM-SIV, with the flow and the kind of payload as associated data: whoever can write into the
-//! database but has no key can neither read a payload nor put one in the place of another. In earnest the keys come from
-//! where secrets are kept.
+//! database but has no key can neither read a payload nor put one in the place of another flow's or of another kind. In
+//! earnest the keys come from where secrets are kept.
 
 use aes_gcm_siv::{
     Aes256GcmSiv, KeyInit,

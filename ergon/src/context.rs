@@ -107,6 +107,7 @@ pub(crate) enum StandIn {
 #[cfg_attr(not(feature = "testing"), allow(dead_code))]
 pub(crate) struct BodyRun<'a> {
     pub(crate) flow: &'a FlowId,
+    pub(crate) flow_type: &'a str,
     pub(crate) run: u32,
     pub(crate) path: &'a CallPath,
     pub(crate) step: &'static str,

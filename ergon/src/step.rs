@@ -418,8 +418,14 @@ where
     fn double(&self, context: &Context) -> (Option<BoxFuture<'a, Result<T, E>>>, u32) {
         let (Some(observer), Some(step)) = (&self.context.flow.env.observer, &context.step) else { return (None, 0) };
         let StepContext { path, attempt, .. } = &**step;
-        let run =
-            BodyRun { flow: &context.flow.id, run: context.flow.run, path, step: self.spec.name, attempt: *attempt };
+        let run = BodyRun {
+            flow: &context.flow.id,
+            flow_type: &context.flow.flow_type.0,
+            run: context.flow.run,
+            path,
+            step: self.spec.name,
+            attempt: *attempt,
+        };
         let Begin { stand_in, turns } = observer.begins(run);
         let what = format!("what stands for step {:?}", self.spec.name);
         let double = stand_in.map(|stand_in| -> BoxFuture<'a, _> {

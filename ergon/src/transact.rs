@@ -85,6 +85,11 @@ impl Call {
                     tracing::info!(flow = %lease.flow, %error, "the lease is gone, nothing was changed");
                     std::future::pending().await
                 }
+                Err(error) if error.kind() == LogErrorKind::Corrupt => {
+                    // It was made, perhaps, and only its outcome cannot be read: that is for a person.
+                    self.context.flow.halt(Halt::Stall(format!("what {what} came to cannot be read: {error}")));
+                    std::future::pending().await
+                }
                 Err(error) => Error::permanent(format!("{what} cannot be made: {error}")),
             };
             return Err(self.trouble(error, caps).await);

@@ -648,3 +648,28 @@ async fn what_ends_in_any_order_is_deterministic() {
     assert_eq!((report.result, report.orders), (4 * 190, 12));
     assert!(report.distinct_orders > 6, "{report:?}");
 }
+
+#[tokio::test]
+#[should_panic(expected = "the result depends on the order in which steps end")]
+async fn races_of_children_are_found() {
+    #[flow]
+    async fn race() -> ergon::Result<u32> {
+        tokio::select! {
+            first = child(runner(1)) => Ok(first?),
+            first = child(runner(2)) => Ok(first?),
+        }
+    }
+
+    #[flow]
+    async fn runner(number: u32) -> ergon::Result<u32> {
+        runs(number).await
+    }
+
+    #[step]
+    async fn runs(number: u32) -> ergon::Result<u32> {
+        Ok(number)
+    }
+
+    let setup = || Setup::new().register::<race>().register::<runner>();
+    check_determinism(setup, 16, async |runtime| runtime.run(race()).await.unwrap()).await;
+}

@@ -10,7 +10,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures::future::try_join_all;
+use futures::{
+    future::try_join_all,
+    stream::{self, StreamExt},
+};
 
 use super::{Codecs, PayloadCodec, PayloadKind};
 use crate::{
@@ -45,9 +48,14 @@ use crate::{
 /// fail: give all of them the codec to read, before any of them writes by it.
 ///
 /// A payload that cannot be decoded is never taken for the failure of a flow: the flow that needs it is stalled, with a
-/// reason that names the codec, and goes on when it is retried; or when a worker starts, which hopefully has the key.
-/// Everybody else is told with an error of the kind [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt). [`flow`](ExecutionLog::flow) alone leaves a
-/// value that it cannot decode as it is stored, so that one can always ask what has become of a flow.
+/// reason that names the codec, and goes on when it is retried; or when a worker starts, which hopefully has the key: each
+/// such start counts as a delivery, so that after as many as a worker allows the flow has to be retried by hand.
+/// Everybody else is told with an error of the kind [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt).
+/// [`flow`](ExecutionLog::flow) alone leaves a value that it cannot decode as it is stored, so that one can ask what has
+/// become of a flow that has not ended.
+///
+/// When the key has changed, a child that has begun again (continue-as-new) is not found by a parent that is retried and
+/// makes the call again: to the log it has another value than the one it was accepted with.
 ///
 /// # Costs
 ///
@@ -179,11 +187,10 @@ impl CodecExecutionLog {
             written.push(flow.input.clone());
         }
         for input in written {
-            let answers = self.log.enqueue(vec![NewFlow { input, ..flow.clone() }]).await?;
-            if let Some(answer) = answers.first()
-                && *answer != other
-            {
-                return Ok(*answer);
+            // Should the flow have been deleted by now, what takes its place is encoded as it is to be.
+            let both = vec![self.encode_flow(flow)?, NewFlow { input, ..flow.clone() }];
+            if let Some(answer) = self.log.enqueue(both).await?.into_iter().find(|answer| *answer != other) {
+                return Ok(answer);
             }
         }
         Ok(other)
@@ -356,9 +363,9 @@ impl ExecutionLog for CodecExecutionLog {
                 false
             }
         });
-        for (lease, error) in unreadable {
-            self.stall(lease, &error).await;
-        }
+        // The leases of the others run already.
+        let stalls = stream::iter(unreadable);
+        stalls.for_each_concurrent(64, async |(lease, error)| self.stall(lease, &error).await).await;
         Ok(claimed)
     }
 

@@ -2,7 +2,12 @@
 
 mod log;
 
-use std::{error::Error as StdError, fmt, sync::Arc};
+use std::{
+    error::Error as StdError,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 
@@ -71,7 +76,8 @@ pub trait PayloadCodec: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// What is to be written is refused, with nothing changed; a flow that wants to write it is stalled.
+    /// What is to be written is refused, with nothing changed; a flow that wants to write it is stalled. In a transaction,
+    /// and for a message that a step sends, it is an error of that call. A panic is such an error.
     fn encode(&self, context: &PayloadContext<'_>, payload: &[u8]) -> Result<Vec<u8>, CodecError>;
 
     /// The payload as it was given to [`encode`](Self::encode), in the same context.
@@ -79,11 +85,12 @@ pub trait PayloadCodec: Send + Sync + 'static {
     /// # Errors
     ///
     /// A flow that needs the payload is stalled; whoever else asks for it gets an error of the kind
-    /// [`ErrorKind::Corrupt`].
+    /// [`ErrorKind::Corrupt`]. A panic is such an error.
     fn decode(&self, context: &PayloadContext<'_>, payload: &[u8]) -> Result<Vec<u8>, CodecError>;
 
     /// How many bytes longer a payload may become by [`encode`](Self::encode); 1,024 unless told otherwise. By so much, the
-    /// [limit](Limits::payload_bytes_max) for payloads is lower.
+    /// [limit](Limits::payload_bytes_max) for payloads is lower. What becomes longer still is refused, as by an error of
+    /// [`encode`](Self::encode).
     fn overhead_bytes_max(&self) -> usize {
         1_024
     }
@@ -221,9 +228,17 @@ impl Codecs {
             Ok(length) if length > 0 => length,
             _ => return Err(refuse(format!("the id of a codec has 1 to 255 bytes, {id:?} has {}", id.len()))),
         };
-        let encoded = self.writes.encode(&PayloadContext::new(flow, kind), payload).map_err(|error| {
+        let encoded = caught(|| self.writes.encode(&PayloadContext::new(flow, kind), payload)).map_err(|error| {
             refuse(format!("the {kind} cannot be encoded by codec {id:?}: {error}")).with_source(error)
         })?;
+        let overhead = self.writes.overhead_bytes_max();
+        if encoded.len() > payload.len().saturating_add(overhead) {
+            let (from, to) = (payload.len(), encoded.len());
+            return Err(refuse(format!(
+                "codec {id:?} makes {to} bytes of {from}, which is more than the {overhead} that its \
+                 PayloadCodec::overhead_bytes_max allows for"
+            )));
+        }
         let mut written = Vec::with_capacity(2 + id.len() + encoded.len());
         written.extend([MARK, length]);
         written.extend_from_slice(id.as_bytes());
@@ -254,12 +269,65 @@ impl Codecs {
                  CodecExecutionLog::reading"
             )));
         };
-        match codec.decode(&PayloadContext::new(flow, kind), encoded) {
+        match caught(|| codec.decode(&PayloadContext::new(flow, kind), encoded)) {
             Ok(payload) => Ok(payload.into()),
             Err(error) => {
                 let message = format!("the {kind} cannot be decoded by codec {:?}: {error}", codec.id());
                 Err(unreadable(message).with_source(error))
             }
         }
+    }
+}
+
+/// Code of the user's, whose panics are errors: it is called where those of all flows of a worker would be.
+fn caught(code: impl FnOnce() -> Result<Vec<u8>, CodecError>) -> Result<Vec<u8>, CodecError> {
+    catch_unwind(AssertUnwindSafe(code)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(text.map_or_else(|| "it panicked".into(), |text| format!("it panicked: {text}").into()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A codec with the mistakes that one can make.
+    struct Careless;
+
+    impl PayloadCodec for Careless {
+        fn id(&self) -> &'static str {
+            "careless"
+        }
+
+        fn encode(&self, _: &PayloadContext<'_>, payload: &[u8]) -> Result<Vec<u8>, CodecError> {
+            assert_ne!(payload, b"panic", "never seen before");
+            Ok(payload.repeat(3))
+        }
+
+        fn decode(&self, _: &PayloadContext<'_>, payload: &[u8]) -> Result<Vec<u8>, CodecError> {
+            Ok(payload.split_at(12).1.to_vec())
+        }
+
+        fn overhead_bytes_max(&self) -> usize {
+            8
+        }
+    }
+
+    #[test]
+    fn panics_and_excess_are_errors() {
+        let (codecs, flow) = (Codecs::new(Arc::new(Careless)), FlowId::new("flow").unwrap());
+        let encode = |payload: &[u8]| codecs.encode(&flow, PayloadKind::Outcome, payload);
+        let written = encode(b"1234").unwrap();
+        for (payload, expect) in [("panic", "never seen before"), ("12345", "makes 15 bytes of 5")] {
+            let error = encode(payload.as_bytes()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(error.to_string().contains(expect), "{error}");
+        }
+        assert_eq!(codecs.decode(&flow, PayloadKind::Outcome, &written).unwrap(), Bytes::new());
+        let forged = written.slice(..written.len() - 5);
+        let error = codecs.decode(&flow, PayloadKind::Outcome, &forged).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.to_string().contains("it panicked"), "{error}");
     }
 }

@@ -122,11 +122,13 @@ impl Observer {
     }
 
     /// How many turns the body waits.
-    fn turns(&self, BodyRun { run, path, attempt, .. }: BodyRun<'_>) -> u32 {
+    fn turns(&self, BodyRun { flow, flow_type, run, path, attempt, .. }: BodyRun<'_>) -> u32 {
         /// More than there are bodies at once in most flows: those that wait equally long keep their order.
         const TURNS_MAX: u64 = 64;
         let Some(order) = self.order else { return 0 };
-        let place = xxh3_64_with_seed(format!("{run} {path} {attempt}").as_bytes(), order);
+        // A child's place in its parent, without the parent's id, which may be another one each time.
+        let child = flow.as_str().rsplit_once('/').map_or("", |(_, place)| place);
+        let place = xxh3_64_with_seed(format!("{flow_type} {child} {run} {path} {attempt}").as_bytes(), order);
         u32::try_from(place % TURNS_MAX).unwrap_or_default()
     }
 
@@ -175,7 +177,7 @@ impl Observer {
 
 impl context::Observer for Observer {
     fn begins(&self, body: BodyRun<'_>) -> Begin {
-        let BodyRun { flow, run, path, step, attempt } = body;
+        let BodyRun { flow, run, path, step, attempt, .. } = body;
         let run = StepRun { flow: flow.clone(), run, path: path.clone(), step, attempt };
         // The last one that was given counts.
         let double = self.doubles.iter().rev().find(|it| it.step == step && it.attempts.contains(&attempt));

@@ -49,7 +49,7 @@ use crate::{History, timeline::excerpt};
 ///
 /// # Panics
 ///
-/// When a run comes to another result, with the first call in which the histories differ; when the code does not
+/// When a run comes to another result, with the first call in which the histories of a flow of fixed id differ; when the code does not
 /// replay a history; says in which run. And as [`Setup::start`].
 pub async fn check_determinism<T: PartialEq + fmt::Debug>(
     setup: impl Fn() -> Setup,
@@ -83,7 +83,8 @@ pub struct OrderReport<T> {
     pub result: T,
     /// How many runs there were.
     pub orders: u32,
-    /// In how many different orders outcomes were recorded in them.
+    /// In how many different orders outcomes were recorded in them, where flows with ids of their own are counted as they
+    /// come.
     pub distinct_orders: usize,
 }
 
