@@ -3,7 +3,7 @@
 use crate::shell::{self, Result, cargo};
 
 /// Built by itself, in a profile of its own: fast, with all assertions, and without the logs on disks and servers.
-const BUILT: [&str; 4] = ["--profile", "sim", "--package", "ergon-sim"];
+pub(crate) const BUILT: [&str; 4] = ["--profile", "sim", "--package", "ergon-sim"];
 
 pub(crate) fn run(args: &[String]) -> Result {
     shell::run(cargo(["run", "--quiet"]).args(BUILT).arg("--").args(args))

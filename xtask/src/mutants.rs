@@ -1,0 +1,323 @@
+//! `cargo xtask mutants`: bugs that are planted one at a time, and whether the simulation finds them.
+//!
+//! All of them are written into one copy of the sources, in `target/mutants`, each behind a switch that a variable of
+//! the environment turns on, so that one build serves them all.
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use crate::{
+    shell::{self, Error, Result, cargo, output, root, target},
+    sim,
+};
+
+/// The variable that names the bug to be switched on.
+const SWITCH: &str = "ERGON_MUTANT";
+/// How many seeds a bug may take to be found.
+const SEEDS: &str = "6000";
+
+/// A bug.
+struct Mutant {
+    name: &'static str,
+    file: &'static str,
+    /// What stands before the place, so that it is the only one.
+    before: &'static str,
+    /// The right expression or statement.
+    right: &'static str,
+    wrong: &'static str,
+}
+
+const STATE: &str = "ergon-storage/src/memory/state.rs";
+const LANES: &str = "ergon-storage/src/memory/lanes.rs";
+const RELEASE: &str = "ergon/src/journal/release.rs";
+const JOURNAL: &str = "ergon/src/journal/mod.rs";
+const DRIVE: &str = "ergon/src/drive.rs";
+
+const MUTANTS: &[Mutant] = &[
+    Mutant {
+        name: "the log accepts writes of a stale epoch",
+        file: STATE,
+        before: "",
+        right: "self.info.epoch == lease.epoch && self.info.id == lease.flow",
+        wrong: "self.info.id == lease.flow",
+    },
+    Mutant {
+        name: "a claim does not raise the epoch",
+        file: STATE,
+        before: "",
+        right: "flow.info.epoch += 1;",
+        wrong: "flow.info.epoch = 1;",
+    },
+    Mutant {
+        name: "the repeat of a commit is not recognised",
+        file: STATE,
+        before: "Some((last, answer)) if ",
+        right: "last == number",
+        wrong: "last == number && number == 0",
+    },
+    Mutant {
+        name: "a flow is suspended though its message is there",
+        file: STATE,
+        before: "",
+        right: "due_at.is_some_and(|due_at| due_at <= now) || flow.mailbox.has_any(&wake.channels)",
+        wrong: "due_at.is_some_and(|due_at| due_at <= now)",
+    },
+    Mutant {
+        name: "a message does not wake its flow",
+        file: STATE,
+        before: "let wakes = ",
+        right: "flow.info.state == FlowState::Suspended && flow.info.wake.channels.contains(&channel)",
+        wrong: "false",
+    },
+    Mutant {
+        name: "a consumed message stays in the mailbox",
+        file: STATE,
+        before: "for &seq in consumed {\n            ",
+        right: "self.mailbox.remove(seq);",
+        wrong: "let _ = seq;",
+    },
+    Mutant {
+        name: "a sender's key is forgotten",
+        file: STATE,
+        before: "",
+        right: "flow.mailbox.remember(key);",
+        wrong: "drop(key);",
+    },
+    Mutant {
+        name: "a heartbeat does not renew the lease",
+        file: STATE,
+        before: "",
+        right: "flow.info.due_at = Some(until);",
+        wrong: "let _ = until;",
+    },
+    Mutant {
+        name: "a parent does not hear of its child",
+        file: STATE,
+        before: "",
+        right: "self.tell_parent(number, end.outcome, end.told, now);",
+        wrong: "let _ = (end.outcome, end.told);",
+    },
+    Mutant {
+        name: "children outlive the cancellation of their parent",
+        file: STATE,
+        before: "",
+        right: "pending.extend(self.attached_children(number, number).map(|(child, _)| child));",
+        wrong: "",
+    },
+    Mutant {
+        name: "nobody is told that a flow has changed",
+        file: STATE,
+        before: "self.queue |= info.due_at.is_some() && info.state != FlowState::Running;\n        ",
+        right: "self.flows.push(info.id.clone());",
+        wrong: "",
+    },
+    Mutant {
+        name: "workers are not told of a flow that is due",
+        file: STATE,
+        before: "",
+        right: "self.queue |= info.due_at.is_some() && info.state != FlowState::Running;",
+        wrong: "",
+    },
+    Mutant {
+        name: "a claim does not say when the next flow is due",
+        file: STATE,
+        before: "None => ",
+        right: "self.index.lanes.next_due_at(&lanes)",
+        wrong: "None",
+    },
+    Mutant {
+        name: "a flow is claimed before it is due",
+        file: LANES,
+        before: "flows.range(..=",
+        right: "(now, u64::MAX)",
+        wrong: "(now.saturating_add(std::time::Duration::from_millis(20)), u64::MAX)",
+    },
+    Mutant {
+        name: "another run begins with the history of the former",
+        file: STATE,
+        before: "",
+        right: "flow.history = Vec::new();",
+        wrong: "",
+    },
+    Mutant {
+        name: "a timer is early",
+        file: RELEASE,
+        before: "match due.copied().filter(|(due, _)| ",
+        right: "*due <= now",
+        wrong: "due.as_micros() <= now.as_micros() + 30_000",
+    },
+    Mutant {
+        name: "outcomes are released out of order",
+        file: RELEASE,
+        before: "if let Some((_, id)) = ",
+        right: "self.fresh.pop_first()",
+        wrong: "self.fresh.pop_last()",
+    },
+    Mutant {
+        name: "a body begins before what it hangs on is durable",
+        file: JOURNAL,
+        before: "pub(crate) fn must_flush(&self) -> bool {\n        ",
+        right: "self.in_flight || !self.batch.is_empty()",
+        wrong: "false",
+    },
+    Mutant {
+        name: "a message that was handed to a dropped wait is lost",
+        file: JOURNAL,
+        before: "",
+        right: "self.mail.entry(message.channel.clone()).or_default().insert(message.seq, message);",
+        wrong: "drop(message);",
+    },
+    Mutant {
+        name: "what ran at most once runs again after a crash",
+        file: "ergon/src/journal/call.rs",
+        before: "",
+        right: "self.never_repeats() && self.begun > self.attempts",
+        wrong: "false",
+    },
+    Mutant {
+        name: "a failed attempt is followed at once",
+        file: JOURNAL,
+        before: "",
+        right: "self.timers.insert((retry_at, id));",
+        wrong: "self.timers.insert((now, id));",
+    },
+    Mutant {
+        name: "a process that was stopped begins bodies under a lease that is over",
+        file: DRIVE,
+        before: "let lapsed = ",
+        right: "now >= self.control.until()",
+        wrong: "false",
+    },
+    Mutant {
+        name: "a commit that the log could not take is not repeated",
+        file: DRIVE,
+        before: "match ask().await {\n            Err(error) if ",
+        right: "error.is_retryable()",
+        wrong: "false",
+    },
+    Mutant {
+        name: "a flow goes on in memory from where another worker left it",
+        file: "ergon/src/worker/parking.rs",
+        before: "",
+        right: "machine.fits(claimed)",
+        wrong: "true",
+    },
+    Mutant {
+        name: "a flow waits for ever for a body that may not begin",
+        file: DRIVE,
+        before: "let held_up = || ",
+        right: "effects != Effects::Allowed && journal.is_held_up()",
+        wrong: "false",
+    },
+];
+
+pub(crate) fn run(args: &[String]) -> Result {
+    let wanted: Vec<_> = MUTANTS.iter().filter(|mutant| args.iter().all(|arg| mutant.name.contains(&**arg))).collect();
+    let copy = target().join("mutants").join("copy");
+    write_copy(&copy)?;
+    let folder = target().join("mutants").join("target");
+    let mut build = cargo(["build"]);
+    shell::run(build.args(sim::BUILT).current_dir(&copy).env("CARGO_TARGET_DIR", &folder))?;
+    let program = folder.join("sim").join("ergon-sim");
+    let simulate = |mutant: &str| {
+        let mut simulate = std::process::Command::new(&program);
+        simulate.args(["--seeds", SEEDS]).env(SWITCH, mutant);
+        simulate.output().map_err(|error| Error::new(format!("the simulation could not be started: {error}")))
+    };
+    let sound = simulate("")?;
+    if !sound.status.success() {
+        return Err(Error::new(format!(
+            "the simulation fails without any bug planted:\n{}",
+            String::from_utf8_lossy(&sound.stderr)
+        )));
+    }
+    let mut missed = String::new();
+    for Mutant { name, .. } in &wanted {
+        let outcome = simulate(name)?;
+        let said = String::from_utf8_lossy(&outcome.stderr).into_owned();
+        let how = said.lines().find(|line| line.starts_with("seed ")).filter(|_| !outcome.status.success());
+        if let Some(how) = how {
+            eprintln!("found    {name}\n         {}", how.chars().take(150).collect::<String>());
+        } else {
+            eprintln!("MISSED   {name}");
+            let _ = write!(missed, "\n  {name}");
+        }
+    }
+    if missed.is_empty() {
+        eprintln!("{} planted bugs, all found", wanted.len());
+        return Ok(());
+    }
+    Err(Error::new(format!("{SEEDS} seeds do not find:{missed}")))
+}
+
+/// Copies the sources, with all bugs in them, each switched off.
+fn write_copy(copy: &Path) -> Result {
+    let failed = |error: std::io::Error| Error::new(format!("the copy could not be written: {error}"));
+    let files = output(std::process::Command::new("git").args(["ls-files"]).current_dir(root()));
+    let files = files.ok_or_else(|| Error::new("`git ls-files` does not tell the sources"))?;
+    for file in files.lines() {
+        let Ok(text) = fs::read(root().join(file)) else { continue };
+        let text = match String::from_utf8(text) {
+            Ok(text) => planted(file, text)?.into_bytes(),
+            Err(error) => error.into_bytes(),
+        };
+        let path = copy.join(file);
+        fs::create_dir_all(path.parent().unwrap_or(copy)).map_err(failed)?;
+        // What is the same need not be built again.
+        if fs::read(&path).ok().is_none_or(|was| was != text) {
+            fs::write(&path, text).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// The text of a file with its bugs.
+fn planted(file: &str, mut text: String) -> Result<String> {
+    if file == "ergon-storage/src/lib.rs" {
+        text += MODULE;
+    }
+    for mutant in MUTANTS.iter().filter(|mutant| mutant.file == file) {
+        text = mutant.plant(&text)?;
+    }
+    Ok(text)
+}
+
+/// Where the copy asks which bug is switched on.
+const MODULE: &str = "
+/// Planted bugs.
+#[doc(hidden)]
+pub mod mutants {
+    /// True when this one is switched on.
+    pub fn is(name: &str) -> bool {
+        static ON: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+        ON.get_or_init(|| std::env::var(\"ERGON_MUTANT\").unwrap_or_default()) == name
+    }
+}
+";
+
+impl Mutant {
+    fn plant(&self, text: &str) -> Result<String> {
+        let Self { name, file, before, right, wrong } = self;
+        let place = format!("{before}{right}");
+        let times = text.matches(&place).count();
+        if times != 1 {
+            return Err(Error::new(format!("{place:?}, where {file} would be wrong, is there {times} times")));
+        }
+        let asks = if file.starts_with("ergon-storage") { "crate" } else { "ergon_storage" };
+        let switch = format!("if {asks}::mutants::is({name:?}) {{ {wrong} }} else {{ {right} }}");
+        let switch = if right.ends_with(';') { switch } else { format!("({switch})") };
+        Ok(text.replacen(&place, &format!("{before}{switch}"), 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bug_has_its_place() {
+        for mutant in MUTANTS {
+            let text = fs::read_to_string(root().join(mutant.file)).unwrap();
+            mutant.plant(&text).unwrap();
+        }
+    }
+}
