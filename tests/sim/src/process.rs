@@ -224,7 +224,7 @@ impl WorkerProcess {
         };
         // The log may not answer at first, and a process may die of that too.
         let worker = loop {
-            if process.is_dead() {
+            if process.is_dead() || world.failure().is_some() {
                 break None;
             }
             match tokio::time::timeout(Duration::from_secs(20), start()).await {
