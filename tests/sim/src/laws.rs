@@ -54,6 +54,8 @@ struct Shadow {
     /// Bodies that run at most once and have begun in this run.
     once: BTreeSet<(CallPath, u32)>,
     last_commit: Option<(u64, u32)>,
+    /// The log's number for the flow, once it was claimed: another flow may have had the id before.
+    key: Option<u64>,
     mailbox: BTreeMap<u32, Message>,
     last_message: u32,
     keys: BTreeSet<String>,
@@ -166,7 +168,7 @@ impl Laws {
     fn holds(&self, lease: &Lease) -> bool {
         self.flows
             .get(&lease.flow)
-            .is_some_and(|flow| flow.info.epoch == lease.epoch && flow.info.state == FlowState::Running)
+            .is_some_and(|flow| flow.is_leased_by(lease) && flow.info.state == FlowState::Running)
     }
 
     /// What the log may answer. True for the answer to a commit that was applied before.
@@ -176,7 +178,7 @@ impl Laws {
             (Write::Commit(commit, _), _) => {
                 let Commit { lease, number, .. } = &**commit;
                 let flow = self.flows.get(&lease.flow).ok_or("a commit to a flow that is not there was accepted")?;
-                if flow.last_commit == Some((lease.epoch, *number)) && flow.info.epoch == lease.epoch {
+                if flow.last_commit == Some((lease.epoch, *number)) && flow.is_leased_by(lease) {
                     return Ok(true);
                 }
                 let FlowInfo { state, epoch, .. } = &flow.info;
@@ -279,10 +281,15 @@ impl Laws {
                 "{id} was {before} for good, and is {after}, or has another result"
             );
         }
-        let claimed = match reply {
-            Ok(Reply::Claimed(claimed)) => claimed.flows.iter().any(|flow| flow.lease.flow == *id),
-            _ => false,
+        let lease = match reply {
+            Ok(Reply::Claimed(claimed)) => claimed.flows.iter().map(|flow| &flow.lease).find(|lease| lease.flow == *id),
+            _ => None,
         };
+        let claimed = lease.is_some();
+        if let Some(lease) = lease {
+            law!(flow.key.is_none_or(|key| key == lease.key), "{id} was claimed under another number");
+            flow.key = Some(lease.key);
+        }
         law!(info.epoch == was.epoch + u64::from(claimed), "{id} went from epoch {} to {}", was.epoch, info.epoch);
         let own = commit.is_some() && !is_repeat;
         if before != after {
@@ -558,6 +565,7 @@ impl Shadow {
             failed: BTreeMap::new(),
             once: BTreeSet::new(),
             last_commit: None,
+            key: None,
             mailbox: BTreeMap::new(),
             last_message: 0,
             keys: BTreeSet::new(),
@@ -566,6 +574,11 @@ impl Shadow {
             taken: 0,
             watch,
         }
+    }
+
+    /// True when this is the latest lease.
+    fn is_leased_by(&self, lease: &Lease) -> bool {
+        self.key == Some(lease.key) && self.info.epoch == lease.epoch
     }
 
     /// True when this turn is under the current lease.
@@ -692,7 +705,8 @@ impl Shadow {
 /// True when a watch has been told something since it was last asked.
 fn is_hinted(watch: &mut Watch) -> bool {
     use futures::FutureExt;
-    watch.changed().now_or_never().is_some()
+    // Tokio would have a task that looks often say that there is nothing.
+    tokio::task::unconstrained(watch.changed()).now_or_never().is_some()
 }
 
 /// True for a flow whose code never drops a branch.
