@@ -83,7 +83,7 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unavailable`] when the flow goes on faster than it can be read.
+    /// [`ErrorKind::Conflict`] when the flow goes on faster than it can be read.
     pub async fn read(log: &dyn ExecutionLog, flow: &FlowId) -> Result<Option<Self>> {
         for _ in 0..Self::TRIES_MAX {
             match Self::read_once(log, flow).await {
@@ -95,7 +95,7 @@ impl Snapshot {
             }
         }
         let message = "the flow goes on faster than it can be read; try again when it rests";
-        Err(Error::new(ErrorKind::Unavailable, message).with_flow(flow))
+        Err(Error::new(ErrorKind::Conflict, message).with_flow(flow))
     }
 
     /// `None` when the flow has changed while it was read.
@@ -226,7 +226,11 @@ impl Snapshot {
         }
         for (feed, items) in items {
             check_name("feed", feed.as_str())?;
-            let first = items.first().map_or(0, |item| item.seq);
+            let numbers = (items.first().map_or(0, |item| item.seq), items.last().map_or(0, |item| item.seq));
+            let (first, last) = numbers;
+            if i32::try_from(last).is_err() || items.iter().any(|item| item.run == 0 || item.run > info.run) {
+                return invalid(format!("a number of an item of feed {:?} is out of range", feed.as_str()));
+            }
             if first == 0
                 || items.iter().zip(first..).any(|(item, seq)| item.seq != seq || item.epoch > Self::EPOCH_MAX)
             {

@@ -224,14 +224,24 @@ impl Executor {
                 wait = leases.renew(&*self.log, self.lease).await;
             }
         };
+        let driven = async {
+            if env.layers.surround(&info, self.log.clock().now()) {
+                env.layers.flow(&info, drive.run()).await
+            } else {
+                Ok(drive.run().await)
+            }
+        };
         let driven = tokio::select! {
             biased;
-            driven = Box::pin(spans::in_executor(&info, lease.epoch, env.layers.flow(&info, drive.run()))) => driven,
+            driven = Box::pin(spans::in_executor(&info, lease.epoch, driven)) => driven,
             () = renew => Ok(Driven::Lost),
         };
         let driven = match driven {
             Ok(driven) => driven,
-            Err(error) => refused(&*self.log, &lease, &self.options.build, &error).await?,
+            Err(refusal) => match refused(&*self.log, &lease, &self.options.build, &refusal).await {
+                Err(error) if error.is_retryable() || error.kind() == ErrorKind::LeaseLost => Driven::Lost,
+                refused => refused?,
+            },
         };
         meter.driven(&driven, &info, self.log.clock().now());
         if let Driven::Suspended(machine) = driven {

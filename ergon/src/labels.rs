@@ -103,6 +103,7 @@ impl FlowLabels {
     fn change(&self, change: impl FnOnce(&mut Labels)) -> Result<(), ergon_storage::Error> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state.wanted);
+        crate::spans::make_room(&mut state.wanted);
         self.touched.store(true, Ordering::Release);
         state.wanted.check()
     }

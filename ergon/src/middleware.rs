@@ -14,7 +14,8 @@ use std::{
 };
 
 use ergon_storage::{
-    self as storage, CallPath, Commit, Committed, Error as StorageError, ExecutionLog, FlowInfo, FlowState, Lease, Wake,
+    self as storage, CallPath, Commit, Committed, Error as StorageError, ExecutionLog, FlowInfo, FlowState, Lease,
+    Timestamp, Wake,
 };
 use futures::{FutureExt, future::BoxFuture};
 
@@ -93,6 +94,8 @@ pub trait Middleware: Send + Sync + 'static {
     /// [permanent](Error::permanent), or a panic, stalls the flow, with the error as its reason. Any other lets go of the
     /// flow, for any worker to claim it again: after the time that the error [asks for](Error::with_retry_after), or
     /// else after a second. A message does not wake it before. After `next.run()`, what is returned is of no consequence.
+    ///
+    /// A flow whose [time limit](macro@crate::flow) has passed fails by it, and no middleware is asked.
     fn flow(&self, flow: &FlowInfo, next: NextFlow<'_>) -> impl Future<Output = Result<RunEnd>> + Send {
         let _ = flow;
         async { Ok(next.run().await) }
@@ -203,6 +206,12 @@ impl Layers {
         self.0.is_empty()
     }
 
+    /// True when there is middleware for this run of the flow. A flow whose time is up only fails: it would be refused
+    /// again and again.
+    pub(crate) fn surround(&self, flow: &FlowInfo, now: Timestamp) -> bool {
+        !self.is_empty() && flow.deadline_at.is_none_or(|deadline| deadline > now)
+    }
+
     /// The body of a step, surrounded.
     pub(crate) fn step<'a, T, E>(&self, step: StepRun, body: BoxFuture<'a, Result<T, E>>) -> Surrounded<'a, T, E>
     where
@@ -276,11 +285,12 @@ pub(crate) async fn refused(
     build: &Arc<str>,
     error: &Error,
 ) -> Result<Driven, StorageError> {
-    /// How long a flow is left alone when the error does not say.
+    /// How long a flow is left alone when the error does not say, and at least.
     const PAUSE: Duration = Duration::from_secs(1);
+    const PAUSE_MIN: Duration = Duration::from_millis(10);
     let mut commit = Commit::new(lease.clone(), 1);
     if error.is_retryable() {
-        let at = log.clock().now().saturating_add(error.retry_after().unwrap_or(PAUSE));
+        let at = log.clock().now().saturating_add(error.retry_after().unwrap_or(PAUSE).max(PAUSE_MIN));
         commit.next = storage::Next::Suspend(Wake { at: Some(at), channels: Vec::new() });
         if log.commit(commit).await? == Committed::Awake {
             // Its time limit has passed, say.

@@ -100,3 +100,22 @@ async fn labels_out_of_bounds_fail_the_flow() {
     assert_eq!(admin.count(&Filter::all().with_state(FlowState::Failed)).await.unwrap(), 2);
     assert_eq!(admin.count(&Filter::all().with_reason("at most 16 labels")).await.unwrap(), 1);
 }
+
+/// Whether anybody listens to traces must not decide what becomes of a flow.
+#[tokio::test]
+async fn a_trace_makes_room_for_the_labels_of_the_flow() {
+    #[flow]
+    async fn many() -> ergon::Result<()> {
+        for number in 1..Labels::COUNT_MAX {
+            ergon::set_label(format!("label-{number}"), "x");
+        }
+        work().await
+    }
+
+    let runtime = Setup::new().register::<many>().start().await;
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let flow = runtime.scheduler().schedule(many()).label("traceparent", trace).label("customer", "ada").await.unwrap();
+    runtime.result(&flow).await.unwrap();
+    let labels = flow.status().await.unwrap().labels;
+    assert_eq!((labels.len(), labels.get("traceparent")), (Labels::COUNT_MAX, None));
+}

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ergon::{
-    FlowError, FlowState, NextFlow, NextStep, RunEnd, StepRun,
+    ErrorKind, FlowError, FlowState, NextFlow, NextStep, RunEnd, StepRun,
     prelude::*,
     storage::{ExecutionLog, FlowInfo},
 };
@@ -259,6 +259,39 @@ async fn a_flow_that_is_refused_for_now_is_claimed_again(place: Place) {
     assert_eq!(soon("the executor's flow", executor.run(Single {}).id("e").into_future()).await.unwrap(), 1);
 }
 
+/// It would be refused again and again otherwise, as fast as it can be claimed.
+async fn a_flow_whose_time_is_up_fails_though_it_is_refused(place: Place) {
+    #[flow_type]
+    struct Hasty {}
+
+    #[flow_type]
+    impl Hasty {
+        #[flow(timeout = "50ms")]
+        async fn run(&self) -> ergon::Result<u32> {
+            Ok(1)
+        }
+    }
+
+    struct NotToday;
+
+    impl Middleware for NotToday {
+        async fn flow(&self, _: &FlowInfo, _: NextFlow<'_>) -> ergon::Result<RunEnd> {
+            Err(ergon::Error::new("not today").with_retry_after(Duration::from_secs(24 * 3600)))
+        }
+    }
+
+    let log = place.log().await;
+    let worker = Worker::new(log.clone()).register::<Hasty>().middleware(NotToday).start().await.unwrap();
+    let flow = Scheduler::new(log.clone()).schedule(Hasty {}).id("hasty").await.unwrap();
+    let error = soon("the end of the time limit", flow.result()).await.unwrap_err();
+    assert!(matches!(&error, FlowError::Failed(error) if error.kind() == ErrorKind::Timeout), "{error:?}");
+    assert!(flow.status().await.unwrap().epoch <= 3);
+    let executor = Executor::new(log).middleware(NotToday);
+    let error = soon("the executor's flow", executor.run(Hasty {}).id("e").into_future()).await.unwrap_err();
+    assert!(matches!(&error, FlowError::Failed(error) if error.kind() == ErrorKind::Timeout), "{error:?}");
+    worker.shutdown().await;
+}
+
 async fn a_flow_that_is_dropped_by_a_middleware_goes_on_later(place: Place) {
     let log = place.log().await;
     assert_eq!(under(&log, "dropped", Guard::DropFlow).await.unwrap(), 1);
@@ -292,6 +325,7 @@ both!(
     a_panic_of_a_middleware_is_a_failed_attempt_until_the_body_has_ended,
     a_refused_flow_is_stalled_and_nothing_is_lost,
     a_flow_that_is_refused_for_now_is_claimed_again,
+    a_flow_whose_time_is_up_fails_though_it_is_refused,
     a_flow_that_is_dropped_by_a_middleware_goes_on_later,
     an_executor_has_middleware_too,
 );

@@ -139,6 +139,14 @@ pub async fn import_refuses_what_makes_no_sense(harness: &impl Harness) {
     with(ErrorKind::Invalid, &|snapshot| snapshot.extras.keys.reverse());
     with(ErrorKind::Invalid, &|snapshot| snapshot.extras.feeds.clear());
     with(ErrorKind::Invalid, &|snapshot| snapshot.extras.stalled_by = Some("build".into()));
+    let last = |snapshot: &mut Snapshot, change: &dyn Fn(&mut crate::Item)| {
+        let items = snapshot.items.values_mut().next().expect("it has told something");
+        items.drain(..items.len() - 1);
+        change(&mut items[0]);
+    };
+    with(ErrorKind::Invalid, &|snapshot| last(snapshot, &|item| item.seq = u32::MAX));
+    with(ErrorKind::Invalid, &|snapshot| last(snapshot, &|item| item.run = 0));
+    with(ErrorKind::Invalid, &|snapshot| last(snapshot, &|item| item.run = 2));
     with(ErrorKind::TooLarge, &|snapshot| snapshot.records[0].payload = large.clone().into());
     with(ErrorKind::TooLarge, &|snapshot| snapshot.flow.result = large.clone().into());
     with(ErrorKind::TooLarge, &|snapshot| snapshot.messages[0].payload = large.clone().into());

@@ -4,6 +4,7 @@ use std::{fmt, future::IntoFuture, sync::Arc};
 
 use ergon_storage::{Cancelled, ErrorKind, ExecutionLog, Filter, FlowId, FlowInfo, FlowState, Retried};
 use futures::future::BoxFuture;
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::{
     cut::Cut,
@@ -104,8 +105,11 @@ impl Action {
             Self::Retry => log.retry(id).await.map(|retried| retried == Retried::Scheduled),
             Self::Delete => log.delete(id).await,
             Self::Fork(cut) => {
-                let fork = Fork::new(Arc::clone(log), id.clone()).at(cut.clone());
-                fork.id(format!("{id}/fork-{}", flow.epoch)).run().await.map(|_| true)
+                let mut name = format!("{id}/fork-{}", flow.epoch);
+                if name.len() > FlowId::BYTES_MAX {
+                    name = format!("{:032x}/fork-{}", xxh3_128(id.as_str().as_bytes()), flow.epoch);
+                }
+                Fork::new(Arc::clone(log), id.clone()).at(cut.clone()).id(name).run().await.map(|_| true)
             }
             Self::Reset(cut) => fork::reset(&**log, id, cut).await.map(|()| true),
         };

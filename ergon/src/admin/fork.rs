@@ -24,9 +24,9 @@ use crate::{StorageError, codec, flow::Flow};
 /// # Errors
 ///
 /// [`NotFound`](ErrorKind::NotFound) when there is no such flow or no such call in its history;
-/// [`Conflict`](ErrorKind::Conflict) when the new id is taken; [`Invalid`](ErrorKind::Invalid) when the id, a label or the
-/// value cannot be; [`Unavailable`](ErrorKind::Unavailable) when the flow goes on faster than it can be read, or the log
-/// cannot answer.
+/// [`Conflict`](ErrorKind::Conflict) when the new id is taken, or the flow goes on faster than it can be read;
+/// [`Invalid`](ErrorKind::Invalid) when the id, a label or the value cannot be; [`Unavailable`](ErrorKind::Unavailable)
+/// when the log cannot answer.
 ///
 /// # Cancel safety
 ///

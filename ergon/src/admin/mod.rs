@@ -199,7 +199,8 @@ impl Admin {
     ///   a `join!`, it must have the same arguments, too. Code that makes other calls than the old one made is found, and
     ///   the new flow [stalls](crate::FlowState::Stalled) with the place: cut before it.
     /// - The failed attempts of steps, and the instants of timers and time limits, even those that have passed.
-    /// - Copies of the messages that it had not taken by then, [unless](Fork::without_messages) you say otherwise.
+    /// - Copies of the messages that it had not taken by then, [unless](Fork::without_messages) you say otherwise. A flow
+    ///   that has completed or was cancelled has none left that it never took, and their keys count as sent all the same.
     /// - Its type, version, queue, priority, labels, and a time limit of the same length, from now on. Of a flow that has
     ///   [begun again](crate::continue_as_new) it has the present run, as its first.
     /// - What the bodies of completed steps have told in streams and the status; what the flow's own code has told it tells
@@ -252,8 +253,11 @@ impl Admin {
     /// - Steps run again, under their former [idempotency keys](crate::idempotency_key), so that a service that has seen
     ///   one does nothing twice. For the same reason a [transaction](macro@crate::step#transactions) that was made is answered with what it
     ///   resulted in. To have them done anew, [fork](Self::fork).
-    /// - Messages that were taken since are in the mailbox again. So the flow takes them again.
-    /// - Children that were started since are cancelled, with theirs, and forgotten; those that live on their own stay. A
+    /// - Messages that were taken since are in the mailbox again. So the flow takes them again. Those that a flow never
+    ///   took are gone once it has completed or was cancelled: send them again, under other keys.
+    /// - Children that were started since are cancelled, with theirs, and forgotten; those that live on their own stay.
+    ///   Started again, they are other flows: their transactions are made again. Where such a child has ended before
+    ///   flows of its own, and these are started again under their ids, that call [fails](crate::ErrorKind::Conflict). A
     ///   child that was started before and had not ended by then stays, too: the call finds it, with its end if it has
     ///   ended meanwhile. One that has failed is retried.
     /// - A parent that waits hears of the new end, and not of the former one, if it has not taken that one in.

@@ -157,12 +157,17 @@ impl Journal {
     pub(super) fn end_pulse(&mut self, id: CallId, phase: Phase) {
         let Some(pulse) = &mut self.calls[id.0].pulse else { return };
         (pulse.silence, pulse.armed, pulse.is_silent) = (None, None, false);
-        let Some(at) = pulse.held else { return };
-        self.held.remove(&(at, id));
-        if phase == Phase::Completed {
-            pulse.held = None;
-        } else {
-            self.write_beat(id, at);
+        if let Some(at) = pulse.held {
+            self.held.remove(&(at, id));
+            if phase == Phase::Completed {
+                pulse.held = None;
+            } else {
+                self.write_beat(id, at);
+            }
+        }
+        // The first one of the next body is written at once.
+        if let Some(pulse) = &mut self.calls[id.0].pulse {
+            pulse.next_at = None;
         }
     }
 

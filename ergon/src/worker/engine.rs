@@ -280,19 +280,19 @@ impl Engine {
             machine,
         );
         let layers = &self.env.layers;
-        let driven = if layers.is_empty() {
-            drive.run().instrument(span).await
-        } else {
+        let driven = if layers.surround(&info, self.env.clock.now()) {
             match Box::pin(layers.flow(&info, drive.run())).instrument(span).await {
                 Ok(driven) => driven,
                 Err(refusal) => {
                     let build = &self.options.drive.build;
                     refused(&*self.log, &lease, build, &refusal).await.unwrap_or_else(|error| {
-                        tracing::error!(error = ?error, "a refused flow could not be put aside; its lease ends by itself");
-                        Driven::Refused
+                        tracing::warn!(error = ?error, "a refused flow could not be put aside; its lease is given back");
+                        Driven::Lost
                     })
                 }
             }
+        } else {
+            drive.run().instrument(span).await
         };
         meter.driven(&driven, &info, self.env.clock.now());
         match driven {
