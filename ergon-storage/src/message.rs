@@ -126,6 +126,7 @@ impl Message {
     }
 
     /// What a log keeps of whose end this one tells; `None` for everything else.
+    #[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
     pub(crate) fn kept_origin(&self) -> Option<String> {
         let call = self.child.and(self.reference.as_deref())?;
         Some(self.ended.as_ref().map_or_else(|| call.to_owned(), |child| format!("{call} {child}")))

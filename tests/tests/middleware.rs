@@ -284,11 +284,11 @@ async fn a_flow_whose_time_is_up_fails_though_it_is_refused(place: Place) {
     let worker = Worker::new(log.clone()).register::<Hasty>().middleware(NotToday).start().await.unwrap();
     let flow = Scheduler::new(log.clone()).schedule(Hasty {}).id("hasty").await.unwrap();
     let error = soon("the end of the time limit", flow.result()).await.unwrap_err();
-    assert!(matches!(&error, FlowError::Failed(error) if error.kind() == ErrorKind::Timeout), "{error:?}");
+    assert!(matches!(&error, FlowError::Fault(error) if error.kind() == ErrorKind::Timeout), "{error:?}");
     assert!(flow.status().await.unwrap().epoch <= 3);
     let executor = Executor::new(log).middleware(NotToday);
     let error = soon("the executor's flow", executor.run(Hasty {}).id("e").into_future()).await.unwrap_err();
-    assert!(matches!(&error, FlowError::Failed(error) if error.kind() == ErrorKind::Timeout), "{error:?}");
+    assert!(matches!(&error, FlowError::Fault(error) if error.kind() == ErrorKind::Timeout), "{error:?}");
     worker.shutdown().await;
 }
 
