@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::{
-    Beat, Channel, Clock, Commit, CommitNow, Committed, Count, Cursor, Database, Error, ErrorKind, Extras, Feed,
-    Filter, FlowId, FlowInfo, FlowPage, FlowRecord, FlowState, Imported, Item, Message, NewFlow, NewMessage,
-    PrunePolicy, Record, Reset, Result, Sent, Snapshot, Timestamp, Topic, Watch, Work, WorkResult,
+    Channel, Clock, Commit, CommitNow, Committed, Count, Cursor, Database, Error, ErrorKind, Extras, Feed, Filter,
+    FlowId, FlowInfo, FlowPage, FlowRecord, FlowState, Imported, Item, Message, NewFlow, NewMessage, PrunePolicy,
+    Record, Reset, Result, Sent, Snapshot, Timestamp, Topic, Watch, Work, WorkResult,
 };
 
 /// The durable record of flows, their histories and their mailboxes.
@@ -358,10 +358,11 @@ impl Limits {
     }
 
     /// Refuses heartbeats of records that the history, which has so many, does not have.
-    pub(crate) fn check_beats(beats: &[Beat], records: u32) -> Result<()> {
+    #[cfg(any(feature = "memory", feature = "postgres", feature = "redis", feature = "sqlite"))]
+    pub(crate) fn check_beats(beats: &[crate::Beat], records: u32) -> Result<()> {
         match beats.iter().find(|beat| !(1..=records).contains(&beat.seq)) {
             None => Ok(()),
-            Some(Beat { seq, .. }) => {
+            Some(crate::Beat { seq, .. }) => {
                 let message = format!("a heartbeat names record {seq}, the history has {records}");
                 Err(Error::new(ErrorKind::Invalid, message))
             }

@@ -268,6 +268,7 @@ impl CodecExecutionLog {
     }
 
     /// The same work, whose outcome is encoded; what goes wrong with that is left in `trouble`.
+    #[cfg_attr(not(any(feature = "postgres", feature = "sqlite")), allow(clippy::needless_pass_by_value))]
     fn encode_work<'w>(&self, flow: &FlowId, work: Work<'w>, trouble: &Trouble) -> Work<'w> {
         let (codecs, flow, trouble) = (Arc::clone(&self.codecs), flow.clone(), Arc::clone(trouble));
         let encode = move |done: WorkResult| -> WorkResult {

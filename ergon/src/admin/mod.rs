@@ -311,7 +311,7 @@ impl Admin {
     ///
     /// One flow is one line; lines can be sorted out, joined and split as one likes, but a parent must come before its
     /// children. The field `ergon` is the version of the format, 1. The others are those of
-    /// [`FlowInfo`](crate::FlowInfo), of its [`Record`](ergon_storage::Record)s in `records`, of its
+    /// [`FlowInfo`], of its [`Record`](ergon_storage::Record)s in `records`, of its
     /// [`Message`](ergon_storage::Message)s in `messages`, and of the [`Item`](ergon_storage::Item)s in `feeds`;
     /// [`Snapshot`](ergon_storage::Snapshot) has all of them. Instants are microseconds since 1970, UTC. A payload that is JSON
     /// is `{"json": …}`, byte for byte as it was; any other is `{"base64": "…"}`. What is empty is left out.
