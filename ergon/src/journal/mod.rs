@@ -657,8 +657,8 @@ impl Journal {
         self.busy > 0
     }
 
-    /// True when no body can end before another one begins: each that runs, and waits for something of its own, has
-    /// made a call whose body has yet to begin, or runs.
+    /// True when each body that runs, and waits for something of its own, has made a call whose body has yet to begin,
+    /// or runs: it may go on without that one, in another branch, but need not.
     pub(crate) fn is_held_up(&self) -> bool {
         let running = |id: CallId| matches!(self.calls[id.0].state, State::Running);
         let waits = |id: CallId| running(id) || self.startable.contains(&id);
