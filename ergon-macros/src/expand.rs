@@ -11,7 +11,7 @@ use syn::{AttrStyle, Attribute, FnArg, Signature, Type, ext::IdentExt, spanned::
 
 use crate::{
     ast::{FlowImpl, Method},
-    validate::{
+    model::{
         Database, FlowArgument, FlowFunctionModel, FlowImplModel, FlowModel, FlowTypeModel, MemberModel, RetryModel,
         RetryOptions, StepModel, step_lifetime,
     },

@@ -40,6 +40,7 @@ mod attr;
 
 mod ast;
 
+mod model;
 mod validate;
 
 mod determinism;

@@ -30,7 +30,7 @@ const STATE: &str = "ergon-storage/src/memory/state.rs";
 const LANES: &str = "ergon-storage/src/memory/lanes.rs";
 const RELEASE: &str = "ergon/src/journal/release.rs";
 const JOURNAL: &str = "ergon/src/journal/mod.rs";
-const DRIVE: &str = "ergon/src/drive.rs";
+const DRIVE: &str = "ergon/src/drive/mod.rs";
 
 const MUTANTS: &[Mutant] = &[
     Mutant {

@@ -1,36 +1,35 @@
 //! Runs one leased flow: polls its [`Machine`], commits what it collects, waits, and lets go in time.
 
+mod claim;
+mod control;
+mod mail;
+
 use std::{
     future::Future,
     pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicI64, AtomicU8, Ordering},
-    },
+    sync::Arc,
     task::{self, Poll},
     time::Duration,
 };
 
 use ergon_storage::{
-    CallPath, Channel, ClaimedFlow, Commit, CommitNow, Committed, ErrorKind, ExecutionLog, FlowId, FlowState, Labels,
-    Lease, Message, NewFlow, Next, Timestamp, Topic, Wake, Watch,
+    CallPath, Channel, Commit, CommitNow, Committed, ErrorKind, ExecutionLog, FlowId, FlowState, Labels, Lease,
+    Message, Next, Timestamp, Topic, Wake,
 };
-use futures::{
-    future::{BoxFuture, select},
-    task::AtomicWaker,
-};
+use futures::future::{BoxFuture, select};
 
+use self::mail::{Look, heard_of_children, look};
+pub(crate) use self::{
+    claim::{MESSAGES_MAX, complete, load},
+    control::Control,
+};
 use crate::{
-    context::{Env, FlowContext, Halt, Identity},
+    context::FlowContext,
     error::Error,
-    executor::Executor,
-    flow::{FlowDef, FlowEnd},
-    journal::{Batch, Journal},
+    flow::FlowEnd,
+    journal::Batch,
     machine::{Effects, Machine, Progress},
 };
-
-/// How many messages a claim carries; the rest of the mailbox is read when it is needed.
-pub(crate) const MESSAGES_MAX: usize = 100;
 
 /// What driving needs to know.
 #[derive(Debug, Clone)]
@@ -61,108 +60,6 @@ pub(crate) enum Driven {
     /// The log refuses for good to write how the flow ended, and that it is stalled too. The lease ends by itself and
     /// the claim stays counted, so that this cannot go on for ever.
     Refused,
-}
-
-/// What a flow that is being driven is told from outside: orders, and how long its lease lasts.
-#[derive(Debug)]
-pub(crate) struct Control {
-    order: AtomicU8,
-    /// Until then, in microseconds, the lease is certain to hold.
-    until: AtomicI64,
-    task: AtomicWaker,
-}
-
-impl Control {
-    const RUN: u8 = 0;
-    const DRAIN: u8 = 1;
-    const CANCEL: u8 = 2;
-    const DROP: u8 = 3;
-
-    /// For a flow whose lease is certain to hold until then.
-    pub(crate) fn new(until: Timestamp) -> Self {
-        let (order, until) = (AtomicU8::new(Self::RUN), AtomicI64::new(until.as_micros()));
-        Self { order, until, task: AtomicWaker::new() }
-    }
-
-    /// The lease was renewed.
-    pub(crate) fn renewed(&self, until: Timestamp) {
-        self.until.store(until.as_micros(), Ordering::Release);
-    }
-
-    /// Until then the lease is certain to hold.
-    pub(crate) fn until(&self) -> Timestamp {
-        Timestamp::from_micros(self.until.load(Ordering::Acquire))
-    }
-
-    /// Let running bodies end, begin nothing new, then give the flow back.
-    pub(crate) fn drain(&self) {
-        self.order.fetch_max(Self::DRAIN, Ordering::AcqRel);
-        self.task.wake();
-    }
-
-    /// Drop the flow, for it was cancelled, when the bodies have ended that watch for that.
-    pub(crate) fn cancel(&self) {
-        self.order.fetch_max(Self::CANCEL, Ordering::AcqRel);
-        self.task.wake();
-    }
-
-    /// Drop the flow at once: the lease is gone.
-    pub(crate) fn drop_flow(&self) {
-        self.order.fetch_max(Self::DROP, Ordering::AcqRel);
-        self.task.wake();
-    }
-
-    fn order(&self) -> u8 {
-        self.order.load(Ordering::Acquire)
-    }
-}
-
-/// Reads what a claim did not carry of the flow's history, and of what its mailbox says about children that the history
-/// does not. May be called again with what an earlier call has read before it failed.
-pub(crate) async fn complete(log: &dyn ExecutionLog, claimed: &mut ClaimedFlow) -> Result<(), ergon_storage::Error> {
-    const PAGE: usize = 5_000;
-    let ClaimedFlow { info, history, messages, .. } = claimed;
-    while history.len() < info.records as usize {
-        let after = history.last().map_or(0, |record| record.seq);
-        let page = log.history(&info.id, after, PAGE).await?;
-        if page.is_empty() {
-            let message = format!("the history ends after record {after}, it should have {}", info.records);
-            return Err(ergon_storage::Error::new(ErrorKind::Corrupt, message).with_flow(&info.id));
-        }
-        history.extend(page);
-    }
-    if messages.len() >= MESSAGES_MAX && Journal::waits_for_acceptance(history) {
-        let of_children = messages.iter().filter(|message| message.channel == Channel::children());
-        let seen = of_children.map(|message| message.seq).max().unwrap_or(0);
-        messages.extend(heard_of_children(log, &info.id, seen).await?);
-    }
-    Ok(())
-}
-
-/// Makes the machine of a claimed flow whose history is complete.
-pub(crate) fn load(env: &Arc<Env>, def: &FlowDef, claimed: ClaimedFlow) -> Machine {
-    let ClaimedFlow { info, input, history, messages, .. } = claimed;
-    let began_at = info.started_at.unwrap_or(info.created_at);
-    let mut journal = Journal::new(history, began_at).with_emitted(info.emitted);
-    journal.receive(messages);
-    let mut identity = Identity::of(&info);
-    // Nobody claims from the queue of executors: the children of their flows go to workers.
-    if *identity.queue == *Executor::QUEUE {
-        identity.queue = NewFlow::DEFAULT_QUEUE.into();
-    }
-    let mut flow = FlowContext::new(identity, Arc::clone(env), journal);
-    flow.info = (!env.layers.is_empty()).then(|| Arc::new(info));
-    let begun = (def.begin)(&input, env.payload_bytes_max).map(|code| {
-        let double = env.observer.as_ref().and_then(|observer| observer.stands_for(def.name, def.version));
-        double.map_or(code, |end| Box::pin(std::future::ready(end)))
-    });
-    let future = begun.unwrap_or_else(|error| {
-        flow.halt(Halt::Stall(format!(
-            "{error}; give the changed type the old form, or give the flow a new version, then retry the flow"
-        )));
-        Box::pin(std::future::pending())
-    });
-    Machine::new(Arc::new(flow), future)
 }
 
 /// Drives a flow until it ends, waits for long, or must be let go.
@@ -231,15 +128,6 @@ struct Mail {
     /// The waits that were overdue before it was looked: their time limits hold when nothing is found.
     overdue: Vec<u64>,
     done: BoxFuture<'static, Look>,
-}
-
-/// What was found in a mailbox.
-struct Look {
-    messages: Vec<Message>,
-    /// All that was looked for could be read, to its end.
-    complete: bool,
-    /// Why what is there can never be read.
-    unreadable: Option<ergon_storage::Error>,
 }
 
 /// A commit that is over.
@@ -814,73 +702,8 @@ impl Drive {
     }
 }
 
-/// How many messages of one channel are read at once.
-const MAIL_PAGE: usize = 100;
-
 /// How many commits in a row may be answered without any wait before others have a turn.
 const TURN_MAX: u32 = 64;
-
-/// Looks for messages until there are some; once only when something must be there, or was.
-async fn look(
-    log: Arc<dyn ExecutionLog>,
-    mut watch: Watch,
-    flow: FlowId,
-    wanted: Vec<(Channel, u32)>,
-    once: bool,
-) -> Look {
-    /// How long a hint is waited for before the flow looks by itself.
-    const FALLBACK: Duration = Duration::from_secs(5);
-    const RETRY: Duration = Duration::from_millis(100);
-    loop {
-        let mut messages = Vec::new();
-        let mut trouble = false;
-        let mut to_the_end = true;
-        for (channel, after) in &wanted {
-            match log.messages(&flow, std::slice::from_ref(channel), *after, MAIL_PAGE).await {
-                Ok(page) => {
-                    to_the_end &= page.len() < MAIL_PAGE;
-                    messages.extend(page);
-                }
-                Err(error) if error.kind() == ErrorKind::Corrupt => {
-                    return Look { messages: Vec::new(), complete: false, unreadable: Some(error) };
-                }
-                Err(error) => {
-                    tracing::warn!(%flow, %error, "the mailbox could not be read");
-                    trouble = true;
-                }
-            }
-        }
-        if !messages.is_empty() || (once && !trouble) {
-            return Look { messages, complete: to_the_end && !trouble, unreadable: None };
-        }
-        let wait = if trouble { RETRY } else { FALLBACK };
-        let _ = tokio::time::timeout(wait, watch.changed()).await;
-        if trouble {
-            // A hint must not turn trouble into a hot loop.
-            tokio::time::sleep(RETRY).await;
-        }
-    }
-}
-
-/// What the log says about the children of a flow after this message: of those that it did not take in, at the
-/// latest when the commit that starts them is answered.
-async fn heard_of_children(
-    log: &dyn ExecutionLog,
-    flow: &FlowId,
-    mut after: u32,
-) -> Result<Vec<Message>, ergon_storage::Error> {
-    const PAGE: usize = 1_000;
-    let mut heard = Vec::new();
-    loop {
-        let page = log.messages(flow, &[Channel::children()], after, PAGE).await?;
-        let last = page.len() < PAGE;
-        after = page.last().map_or(after, |message| message.seq);
-        heard.extend(page);
-        if last {
-            return Ok(heard);
-        }
-    }
-}
 
 /// Asks the log, again for as long as it cannot answer. Whoever drives the flow drops this future when the lease is
 /// gone.
