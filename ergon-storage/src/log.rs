@@ -264,7 +264,8 @@ pub trait ExecutionLog: Send + Sync + 'static {
     async fn reset(&self, reset: Reset) -> Result<()>;
 
     /// Forgets finished flows with everything that belongs to them, the longest finished first, and returns how
-    /// many. A flow stays while the parent that waits for it has not ended.
+    /// many. A flow stays while the parent that waits for it has not ended. Among those that
+    /// [stay by their number](PrunePolicy::keep), the ones that stay for their parents count too.
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64>;
 
     /// Forgets one flow with everything that belongs to it. False when there was no such flow.

@@ -187,9 +187,21 @@ pub struct Count {
     pub oldest_due_at: Option<Timestamp>,
 }
 
-/// Which finished flows may be forgotten.
+/// Which finished flows may be forgotten: those for which all conditions hold.
 ///
 /// Never touches a flow that has not ended, nor a child whose parent has not.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use ergon_storage::{FlowState, PrunePolicy};
+///
+/// let day = Duration::from_secs(24 * 3600);
+/// let old_orders = PrunePolicy::older_than(30 * day).with_flow_type("Order").with_state(FlowState::Completed);
+/// let all_but_the_last_hundred = PrunePolicy::all_but(100).with_flow_type("Import");
+/// assert_eq!((old_orders.keep, all_but_the_last_hundred.keep), (0, 100));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PrunePolicy {
@@ -199,6 +211,8 @@ pub struct PrunePolicy {
     pub states: Vec<FlowState>,
     /// Only flows of this type.
     pub flow_type: Option<Arc<str>>,
+    /// So many stay, whatever their age: those that ended last, of all in these states and of this type.
+    pub keep: u32,
     /// At most that many in one call, so that a call stays short.
     pub limit: u32,
 }
@@ -207,7 +221,13 @@ impl PrunePolicy {
     /// Flows that ended at least that long ago, at most 1,000 in one call.
     #[must_use]
     pub fn older_than(older_than: Duration) -> Self {
-        Self { older_than, states: Vec::new(), flow_type: None, limit: 1_000 }
+        Self { older_than, states: Vec::new(), flow_type: None, keep: 0, limit: 1_000 }
+    }
+
+    /// All flows that ended but so many, those that ended last; at most 1,000 in one call.
+    #[must_use]
+    pub fn all_but(keep: u32) -> Self {
+        Self::older_than(Duration::ZERO).with_keep(keep)
     }
 
     /// Only flows in this final state, or in one of those named by other calls.
@@ -221,6 +241,13 @@ impl PrunePolicy {
     #[must_use]
     pub fn with_flow_type(mut self, flow_type: impl Into<Arc<str>>) -> Self {
         self.flow_type = Some(flow_type.into());
+        self
+    }
+
+    /// So many stay, whatever their age: those that ended last, of all that are in the policy's states and of its type.
+    #[must_use]
+    pub fn with_keep(mut self, keep: u32) -> Self {
+        self.keep = keep;
         self
     }
 

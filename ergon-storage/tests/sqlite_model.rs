@@ -208,7 +208,8 @@ async fn script(seed: u64, file: bool) {
             }
             _ => match random.below(6) {
                 0 => {
-                    let mut policy = PrunePolicy::older_than(Duration::from_secs(random.below(60) as u64));
+                    let mut policy = PrunePolicy::older_than(Duration::from_secs(random.below(60) as u64))
+                        .with_keep(u32::try_from(random.below(3)).unwrap());
                     policy.limit = 2;
                     same!(at, model.prune(&policy).await, log.prune(&policy).await);
                 }

@@ -412,6 +412,8 @@ macro_rules! conformance_tests {
                 prune_at_the_age_but_not_before
                 prune_takes_the_longest_finished_first
                 prune_keeps_to_its_states_and_type
+                prune_keeps_the_newest
+                prune_counts_what_stays_for_its_parent
                 prune_keeps_the_children_of_live_parents
                 prune_takes_the_children_of_an_earlier_parent
                 prune_keeps_a_retried_flow

@@ -424,6 +424,9 @@ impl Script {
         if self.random.one_in(3) {
             policy = policy.with_flow_type(self.random.pick(&TYPES).0);
         }
+        if self.random.one_in(3) {
+            policy = policy.with_keep(u32::try_from(self.random.below(4)).unwrap());
+        }
         let answers = (self.model.prune(&policy).await, self.log.prune(&policy).await);
         self.same(("prune", policy), answers.0, answers.1);
     }

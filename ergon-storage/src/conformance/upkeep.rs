@@ -72,6 +72,71 @@ pub async fn prune_keeps_to_its_states_and_type(harness: &impl Harness) {
     assert_eq!(left(&log).await, ["scheduled", "running", "suspended", "stalled"]);
 }
 
+/// So many stay as the policy says: those that ended last, of the policy's states and type, also when they are old.
+pub async fn prune_keeps_the_newest(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    let names = names(0..8);
+    log.add(names.iter().map(|name| flow(name))).await;
+    log.add([NewFlow::new(id("refund"), "Refund", 1, &b""[..]), flow("live")]).await;
+    // They end in another order than they were accepted in, and some in one instant.
+    for (number, name) in names.iter().rev().enumerate() {
+        let lease = log.take_flow(name).await.lease;
+        log.go(&lease, 1, if number % 2 == 0 { complete() } else { fail() }).await;
+        if number != 5 {
+            log.advance(SECOND).await;
+        }
+    }
+    log.cancel(&id("refund"), "").await.unwrap();
+    log.advance(SECOND * 60).await;
+    let (keep, completed) = (PrunePolicy::all_but, FlowState::Completed);
+    assert_eq!(log.prune(&keep(9)).await.unwrap(), 0);
+    assert_eq!(log.prune(&keep(u32::MAX)).await.unwrap(), 0);
+    assert_eq!(log.prune(&keep(8).with_flow_type("Order")).await.unwrap(), 0);
+    assert_eq!(log.prune(&keep(1).with_flow_type("Refund")).await.unwrap(), 0);
+    assert_eq!(log.prune(&keep(6).with_flow_type("Order").with_limit(1)).await.unwrap(), 1);
+    assert_eq!(left(&log).await, [&names[..7], &["refund".into(), "live".into()]].concat());
+    assert_eq!(log.prune(&keep(6).with_flow_type("Order")).await.unwrap(), 1);
+    assert_eq!(log.prune(&keep(6).with_flow_type("Order")).await.unwrap(), 0);
+    // Of the completed ones 5, 3 and 1 are left, and the age counts too.
+    let old = PrunePolicy::older_than(SECOND * 64).with_state(completed);
+    assert_eq!(log.prune(&old.clone().with_keep(3)).await.unwrap(), 0);
+    assert_eq!(log.prune(&old.with_keep(1)).await.unwrap(), 1);
+    assert_eq!(log.prune(&keep(1).with_state(completed)).await.unwrap(), 1);
+    assert_eq!(left(&log).await, [&names[..3], &[names[4].clone(), "refund".into(), "live".into()]].concat());
+    assert_eq!(log.prune(&keep(2).with_flow_type("Order")).await.unwrap(), 2);
+    // Of the two that ended in one instant the one that was accepted first has gone.
+    assert_eq!(left(&log).await, [&names[0], &names[2], "refund", "live"]);
+    assert_eq!(log.prune(&keep(0)).await.unwrap(), 3);
+    assert_eq!(left(&log).await, ["live"]);
+}
+
+/// What stays for its parent counts among those that stay by their number, whatever its age.
+pub async fn prune_counts_what_stays_for_its_parent(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    let mother = log.start("mother").await;
+    log.add([
+        child("a", "mother", 1),
+        flow("b"),
+        child("c", "mother", 2),
+        flow("d"),
+        flow("e"),
+        child("f", "mother", 3),
+    ])
+    .await;
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        end(&log, name).await;
+        log.advance(MICRO).await;
+    }
+    assert_eq!(log.prune(&PrunePolicy::all_but(3).with_limit(1)).await.unwrap(), 1);
+    assert_eq!(left(&log).await, ["mother", "a", "c", "d", "e", "f"]);
+    assert_eq!(log.prune(&PrunePolicy::all_but(3)).await.unwrap(), 0);
+    assert_eq!(log.prune(&PrunePolicy::all_but(2)).await.unwrap(), 1);
+    assert_eq!(left(&log).await, ["mother", "a", "c", "e", "f"]);
+    log.go(&mother, 1, complete()).await;
+    assert_eq!(log.prune(&PrunePolicy::all_but(2)).await.unwrap(), 3);
+    assert_eq!(left(&log).await, ["mother", "f"]);
+}
+
 /// A child stays as long as the parent that waits for it lives, and takes up no place in the limit.
 pub async fn prune_keeps_the_children_of_live_parents(harness: &impl Harness) {
     let log = Scene::new(harness).await;

@@ -748,15 +748,23 @@ impl State {
     // ---- upkeep ------------------------------------------------------------------------------------------
 
     pub(super) fn prune(&mut self, policy: &PrunePolicy, now: Timestamp) -> u64 {
-        let forgotten: Vec<u64> = (self.index.finished.iter())
+        let is_meant = |&&(_, number): &&(Timestamp, u64)| {
+            let info = &self.flows[&number].info;
+            (policy.states.is_empty() || policy.states.contains(&info.state))
+                && policy.flow_type.as_ref().is_none_or(|flow_type| *flow_type == info.flow_type)
+        };
+        let finished = &self.index.finished;
+        // The newest of those that do not stay by their number.
+        let newest = match policy.keep as usize {
+            0 => finished.last(),
+            keep => finished.iter().rev().filter(is_meant).nth(keep),
+        };
+        let Some(&newest) = newest else { return 0 };
+        let forgotten: Vec<u64> = (finished.range(..=newest))
             .take_while(|(finished_at, _)| finished_at.saturating_add(policy.older_than) <= now)
+            .filter(is_meant)
             .map(|&(_, number)| number)
-            .filter(|number| {
-                let info = &self.flows[number].info;
-                (policy.states.is_empty() || policy.states.contains(&info.state))
-                    && policy.flow_type.as_ref().is_none_or(|flow_type| *flow_type == info.flow_type)
-                    && !self.is_awaited(*number)
-            })
+            .filter(|number| !self.is_awaited(*number))
             .take(policy.limit as usize)
             .collect();
         for &number in &forgotten {

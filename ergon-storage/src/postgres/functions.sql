@@ -254,17 +254,30 @@ BEGIN
 END $$;
 
 -- Forgets finished flows, and answers with their ids.
-CREATE FUNCTION {s}.prune(p_now bigint, p_age bigint, p_states smallint[], p_type text, p_limit bigint)
+CREATE FUNCTION {s}.prune(p_now bigint, p_age bigint, p_states smallint[], p_type text, p_keep bigint, p_limit bigint)
 RETURNS SETOF text LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
     v_until bigint := {s}.now_us(p_now) - p_age;
+    v_lanes integer[] := ARRAY(SELECT l.lane FROM {s}.lanes l WHERE l.flow_type = p_type);
+    -- The newest of those that do not stay by their number.
+    v_newest_us bigint := 9223372036854775807;
+    v_newest bigint := v_newest_us;
     v_keys bigint[];
 BEGIN
+    IF p_keep > 0 THEN
+        SELECT f.finished_us, f.key INTO v_newest_us, v_newest FROM {s}.flows f
+        WHERE f.finished_us IS NOT NULL AND (p_states = '{}' OR f.state = ANY (p_states))
+            AND (p_type IS NULL OR f.lane = ANY (v_lanes))
+        ORDER BY f.finished_us DESC, f.key DESC OFFSET p_keep LIMIT 1;
+        IF NOT FOUND THEN
+            RETURN;
+        END IF;
+    END IF;
     v_keys := ARRAY(
         SELECT f.key FROM {s}.flows f JOIN {s}.facts a ON a.key = ANY (ARRAY[f.key])
-        WHERE f.finished_us <= v_until AND (p_states = '{}' OR f.state = ANY (p_states))
-            AND (p_type IS NULL OR f.lane = ANY (ARRAY(SELECT l.lane FROM {s}.lanes l WHERE l.flow_type = p_type)))
+        WHERE f.finished_us <= v_until AND (f.finished_us, f.key) <= (v_newest_us, v_newest)
+            AND (p_states = '{}' OR f.state = ANY (p_states)) AND (p_type IS NULL OR f.lane = ANY (v_lanes))
             AND (a.detached OR {s}.has_ended(a.parent_id, a.key))
         ORDER BY f.finished_us, f.key LIMIT p_limit);
     v_keys := {s}.forgettable(v_keys);

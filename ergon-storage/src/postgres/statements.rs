@@ -259,6 +259,6 @@ statements! {
     Reset: "SELECT r.* FROM {s}.reset($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) r";
 
     // Upkeep.
-    Prune: "SELECT * FROM {s}.prune($1, $2, $3, $4, $5)";
+    Prune: "SELECT * FROM {s}.prune($1, $2, $3, $4, $5, $6)";
     Delete: "SELECT {s}.delete($1)";
 }

@@ -19,11 +19,12 @@ pub(super) async fn prune(log: &Inner, policy: &PrunePolicy) -> Result<u64> {
     // An age in whole microseconds, rounded up; nothing is as old as more than there are.
     let Ok(age) = i64::try_from(policy.older_than.as_nanos().div_ceil(1_000)) else { return Ok(0) };
     let states: Vec<i16> = policy.states.iter().map(|state| i16::from(state.code())).collect();
-    let (now, flow_type, limit) = (log.manual_now(), policy.flow_type.as_deref().map(escape), i64::from(policy.limit));
+    let (now, flow_type) = (log.manual_now(), policy.flow_type.as_deref().map(escape));
+    let (keep, limit) = (i64::from(policy.keep), i64::from(policy.limit));
     let mut pruned = 0;
     while pruned < limit {
         let count = (limit - pruned).min(PRUNE_MAX);
-        let values: [&(dyn ToSql + Sync); 5] = [&now, &age, &states, &flow_type, &count];
+        let values: [&(dyn ToSql + Sync); 6] = [&now, &age, &states, &flow_type, &keep, &count];
         let rows = log.pool.query(Role::Reads, Statement::Prune, &values, Repeat::Unsafe).await?;
         let forgotten: Vec<FlowId> = rows.iter().filter_map(|row| flow_id(row, 0).ok()).collect();
         log.news.changed(false, &forgotten);

@@ -382,12 +382,13 @@ impl ExecutionLog for RedisExecutionLog {
     }
 
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64> {
-        let (mut forgotten, mut passed) = (0, 0);
+        let (mut forgotten, mut passed, mut awaited) = (0, 0, 0);
         loop {
-            let args = operations::prune(policy, passed, forgotten);
-            let [some, over, is_all] = answer::tuple(self.trim(&args).await?)?;
+            let args = operations::prune(policy, passed, forgotten, awaited);
+            let [some, over, is_all, waiting] = answer::tuple(self.trim(&args).await?)?;
             forgotten += answer::number::<u64>(&some)?;
             passed += answer::number::<u64>(&over)?;
+            awaited += answer::number::<u64>(&waiting)?;
             if answer::int(&is_all)? == 1 {
                 return Ok(forgotten);
             }

@@ -742,9 +742,10 @@ pub(super) fn was_reset(answer: &Value, reset: &Reset) -> Result<()> {
 
 // ---- upkeep ----------------------------------------------------------------------------------------------------
 
-pub(super) fn prune(policy: &PrunePolicy, passed: u64, forgotten: u64) -> Args {
+pub(super) fn prune(policy: &PrunePolicy, passed: u64, forgotten: u64, awaited: u64) -> Args {
     let mut args = Args::of("p");
     args.number(micros(policy.older_than)).number(passed).number(u64::from(policy.limit).saturating_sub(forgotten));
+    args.number(u64::from(policy.keep)).number(awaited);
     args.with(|out| out.extend(policy.states.iter().map(|state| b'0' + state.code())));
     match &policy.flow_type {
         Some(name) => args.with(|out| put_name(out, name)),

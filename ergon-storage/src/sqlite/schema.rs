@@ -151,7 +151,11 @@ const MIGRATIONS: &[&str] = &[
         call TEXT NOT NULL,
         outcome BLOB NOT NULL,
         PRIMARY KEY (flow, call)
-    ) STRICT, WITHOUT ROWID;",
+    ) STRICT, WITHOUT ROWID;
+
+    -- By their types, so that those that are to be forgotten are found without the others.
+    DROP INDEX flows_finished;
+    CREATE INDEX flows_finished ON flows (lane, finished_us) WHERE finished_us IS NOT NULL;",
 ];
 
 /// The version that this program reads and writes.

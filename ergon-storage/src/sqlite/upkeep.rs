@@ -18,27 +18,52 @@ pub(super) fn prune(tx: &mut Tx<'_, '_>, policy: &PrunePolicy) -> Outcome<u64> {
     // An age in whole microseconds, rounded up.
     let age = i64::try_from(policy.older_than.as_nanos().div_ceil(1_000)).ok();
     let Some(until) = age.and_then(|age| tx.now().as_micros().checked_sub(age)) else { return Ok(0) };
-    let mut sql = format!("SELECT f.key, f.id FROM flows f WHERE f.finished_us <= ?1 AND NOT {AWAITED}");
+    let mut states = String::new();
     if !policy.states.is_empty() {
-        add_in(&mut sql, "f.state", policy.states.iter().map(|state| i64::from(state.code())));
+        add_in(&mut states, "f.state", policy.states.iter().map(|state| i64::from(state.code())));
     }
-    if let Some(flow_type) = &policy.flow_type {
-        add_in(&mut sql, "f.lane", tx.lanes.keys_where(|lane| lane.flow_type == *flow_type).into_iter());
-    }
-    sql.push_str(" ORDER BY f.finished_us, f.key LIMIT ?2");
+    let lanes = tx.lanes.keys_where(|lane| policy.flow_type.as_ref().is_none_or(|name| *name == lane.flow_type));
+    let Some(newest) = newest(tx, &lanes, &states, policy.keep)? else { return Ok(0) };
+    let sql = format!(
+        "SELECT f.finished_us, f.key, f.id FROM flows f WHERE f.lane = ?1 AND f.finished_us <= ?2 \
+         AND (f.finished_us, f.key) <= (?3, ?4){states} AND NOT {AWAITED} ORDER BY f.finished_us, f.key LIMIT ?5"
+    );
     let mut forgotten = Vec::new();
-    {
+    for lane in lanes {
         let mut statement = tx.conn.prepare_cached(&sql)?;
-        let mut rows = statement.query(params![until, policy.limit])?;
+        let mut rows = statement.query(params![lane, until, newest.0, newest.1, policy.limit])?;
         while let Some(row) = rows.next()? {
-            forgotten.push((row.get::<_, i64>(0)?, row::flow_id(row, 1).ok()));
+            forgotten.push(((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?), row::flow_id(row, 2).ok()));
         }
     }
-    for (key, id) in &forgotten {
+    forgotten.sort_unstable_by_key(|(place, _)| *place);
+    forgotten.truncate(policy.limit as usize);
+    for ((_, key), id) in &forgotten {
         forget(tx, *key)?;
         tx.hints.flows.extend(id.clone());
     }
     Ok(forgotten.len() as u64)
+}
+
+/// When the newest flow ended that does not stay by its number, and its key; `None` when all of them stay.
+fn newest(tx: &Tx<'_, '_>, lanes: &[i64], states: &str, keep: u32) -> Outcome<Option<(i64, i64)>> {
+    if keep == 0 {
+        return Ok(Some((i64::MAX, i64::MAX)));
+    }
+    let sql = format!(
+        "SELECT f.finished_us, f.key FROM flows f WHERE f.lane = ?1 AND f.finished_us IS NOT NULL{states} \
+         ORDER BY f.finished_us DESC, f.key DESC LIMIT ?2"
+    );
+    let mut places: Vec<(i64, i64)> = Vec::new();
+    for lane in lanes {
+        let mut statement = tx.conn.prepare_cached(&sql)?;
+        let mut rows = statement.query(params![lane, i64::from(keep) + 1])?;
+        while let Some(row) = rows.next()? {
+            places.push((row.get(0)?, row.get(1)?));
+        }
+    }
+    places.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(places.get(keep as usize).copied())
 }
 
 pub(super) fn delete(tx: &mut Tx<'_, '_>, id: &FlowId) -> Outcome<bool> {

@@ -51,14 +51,12 @@ local function delete()
 end
 
 -- Looks at a part of the flows that have ended, after those that an earlier part has passed over; answers how many
--- it has forgotten, how many it has passed over, and whether that was all.
+-- it has forgotten, how many it has passed over, whether that was all, and how many of those it has passed over are such
+-- flows as are meant, but for their parents.
 local function prune()
     settle()
-    local older_than, passed, limit = number(), number(), number()
+    local older_than, passed, limit, keep, awaited = number(), number(), number(), number(), number()
     local states, type_name = arg(), arg()
-    local found = call(
-        'ZRANGEBYSCORE', prefix .. 'fin', '-inf', digits(now - older_than), 'LIMIT', passed, 1000
-    )
     local accepted
     if type_name ~= '' then
         accepted = {}
@@ -69,21 +67,47 @@ local function prune()
             accepted[to_number(match(known[place + 1], '^%d+'))] = sub(name, byte(name, 1) + 2, -5) == type_name
         end
     end
+    local function is_meant(state, lane)
+        return (states == '' or find(states, state, 1, true)) and (not accepted or accepted[lane])
+    end
+    -- How many of those that are meant come before the ones that stay by their number.
+    local free = math.huge
+    if keep > 0 then
+        free = -keep - awaited
+        local all = call('HGETALL', prefix .. 'counts')
+        for place = 1, #all, 2 do
+            local lane, state = match(all[place], '^(%d+):(%d+)$')
+            state = to_number(state)
+            if state >= COMPLETED and state <= CANCELLED and is_meant(state, to_number(lane)) then
+                free = free + to_number(all[place + 1])
+            end
+        end
+        if free <= 0 then
+            return { 0, 0, 1, 0 }
+        end
+    end
+    local found = call(
+        'ZRANGEBYSCORE', prefix .. 'fin', '-inf', digits(now - older_than), 'LIMIT', passed, 1000
+    )
     fetch(found)
     fetch_cold(found)
-    local forgotten, over = 0, 0
+    local forgotten, over, waiting = 0, 0, 0
     for place = 1, #found do
-        if forgotten == limit then
+        if forgotten == limit or free <= 0 then
             break
         end
         local r = row(found[place])
-        if r and (states == '' or find(states, r.state, 1, true)) and (not accepted or accepted[r.lane])
-            and not is_awaited(r) then
+        local is_one = r and is_meant(r.state, r.lane)
+        if is_one then
+            free = free - 1
+        end
+        if is_one and not is_awaited(r) then
             forget(r)
             forgotten = forgotten + 1
         else
             over = over + 1
+            waiting = waiting + (is_one and 1 or 0)
         end
     end
-    return { forgotten, over, (#found < 1000 or forgotten == limit) and 1 or 0 }
+    return { forgotten, over, (#found < 1000 or forgotten == limit or free <= 0) and 1 or 0, waiting }
 end
