@@ -21,12 +21,13 @@ pub(crate) struct FlowTypeArgs {
     pub(crate) version: Option<LitInt>,
 }
 
-/// `#[flow(name = "order", version = 2, timeout = "1h", allow(nondeterminism))]`
+/// `#[flow(name = "order", version = 2, timeout = "1h", retention = "30d", allow(nondeterminism))]`
 #[derive(Default)]
 pub(crate) struct FlowArgs {
     pub(crate) name: Option<LitStr>,
     pub(crate) version: Option<LitInt>,
     pub(crate) timeout: Option<LitStr>,
+    pub(crate) retention: Option<LitStr>,
     pub(crate) allow_nondeterminism: bool,
 }
 
@@ -89,13 +90,14 @@ impl FlowTypeArgs {
 
 impl FlowArgs {
     pub(crate) fn parse(tokens: TokenStream, errors: &mut Errors) -> Self {
-        const ACCEPTED: &[&str] = &["name", "version", "timeout", "allow"];
+        const ACCEPTED: &[&str] = &["name", "version", "timeout", "retention", "allow"];
         let mut parsed = Self::default();
         for arg in arguments(tokens, "flow", ACCEPTED, errors) {
             match arg.name.to_string().as_str() {
                 "name" => parsed.name = errors.ok(arg.string("\"order\"")),
                 "version" => parsed.version = errors.ok(arg.integer("2")),
                 "timeout" => parsed.timeout = errors.ok(arg.duration("\"1h\"")),
+                "retention" => parsed.retention = errors.ok(arg.duration("\"30d\"")),
                 "allow" => {
                     let Some(list) = errors.ok(arg.list("nondeterminism")) else {
                         continue;
@@ -494,8 +496,10 @@ mod tests {
             let args = FlowArgs::parse(text.parse().unwrap(), &mut errors);
             (args, errors.messages())
         };
-        let (args, mistakes) = flow(r#"name = "a", version = 3, timeout = "1h", allow(nondeterminism)"#);
+        let (args, mistakes) =
+            flow(r#"name = "a", version = 3, timeout = "1h", retention = "30d", allow(nondeterminism)"#);
         assert_eq!(mistakes, Vec::<String>::new());
+        assert_eq!(args.retention.unwrap().value(), "30d");
         assert!(args.allow_nondeterminism);
         assert_eq!(args.version.unwrap().to_string(), "3");
         let check = |text: &str, expect: &str| {
@@ -507,6 +511,7 @@ mod tests {
         check("allow()", "write `allow(nondeterminism)`");
         check("allow(nondeterminsm)", "did you mean `nondeterminism`?");
         check("version = \"3\"", "`version` takes a whole number");
-        check("retry = none", "`flow` takes `name`, `version`, `timeout` and `allow`");
+        check("retry = none", "`flow` takes `name`, `version`, `timeout`, `retention` and `allow`");
+        check("retention = 30", "`retention` takes a duration in a string: `retention = \"30d\"`");
     }
 }

@@ -91,7 +91,7 @@ fn flow_method(flow: &FlowModel) -> TokenStream {
 }
 
 fn implementation(model: &FlowImplModel) -> TokenStream {
-    let FlowModel { method, result, name, version, timeout } = &model.flow;
+    let FlowModel { method, result, name, version, timeout, retention } = &model.flow;
     let self_ty = &model.source.header.self_ty;
     let conditions = conditions(&model.source.header.attrs);
     let flow_conditions = self::conditions(&method.attrs);
@@ -122,6 +122,7 @@ fn implementation(model: &FlowImplModel) -> TokenStream {
         name: name.as_ref().map_or_else(|| quote!(<Self as ::ergon::FlowType>::NAME), |name| quote!(#name)),
         version: version.map_or_else(|| quote!(<Self as ::ergon::FlowType>::VERSION), |version| quote!(#version)),
         timeout: *timeout,
+        retention: *retention,
         steps: quote!(#(#steps),*),
         transactions: quote!(#(#transactions),*),
         body: quote!(Self::#run(&self).await),
@@ -144,6 +145,7 @@ struct FlowTokens<'a> {
     name: TokenStream,
     version: TokenStream,
     timeout: Option<Duration>,
+    retention: Option<Duration>,
     steps: TokenStream,
     transactions: TokenStream,
     /// The code, which owns `self`.
@@ -154,15 +156,9 @@ struct FlowTokens<'a> {
 
 impl FlowTokens<'_> {
     fn implementation(&self) -> TokenStream {
-        let Self { self_ty, result, name, version, timeout, steps, transactions, body, place } = self;
+        let Self { self_ty, result, name, version, timeout, retention, steps, transactions, body, place } = self;
         let (ok, err) = outcome(result);
-        let timeout = timeout.map_or_else(
-            || quote!(::core::option::Option::None),
-            |timeout| {
-                let timeout = duration(timeout);
-                quote!(::core::option::Option::Some(#timeout))
-            },
-        );
+        let (timeout, retention) = (duration_or_none(*timeout), duration_or_none(*retention));
         let pin = quote_spanned!(at(*place)=> ::std::boxed::Box::pin);
         quote! {
             #[automatically_derived]
@@ -172,6 +168,7 @@ impl FlowTokens<'_> {
                 const NAME: &'static str = #name;
                 const VERSION: u32 = #version;
                 const TIMEOUT: ::core::option::Option<::core::time::Duration> = #timeout;
+                const RETENTION: ::core::option::Option<::core::time::Duration> = #retention;
                 const STEPS: &'static [&'static str] = &[#steps];
                 const TRANSACTIONS: &'static [(&'static str, ::ergon::storage::Database)] = &[#transactions];
 
@@ -223,6 +220,7 @@ pub(crate) fn flow_function(model: &FlowFunctionModel) -> TokenStream {
         name: quote!(<Self as ::ergon::FlowType>::NAME),
         version: quote!(<Self as ::ergon::FlowType>::VERSION),
         timeout: flow.timeout,
+        retention: flow.retention,
         steps: TokenStream::new(),
         transactions: TokenStream::new(),
         body: quote!({
@@ -496,6 +494,11 @@ fn retry_options(options: &RetryOptions) -> TokenStream {
     let multiplier = options.multiplier.map(|number| quote!(.multiplier(#number)));
     let jitter = options.jitter.map(|number| quote!(.jitter(#number)));
     quote!(::ergon::RetryPolicy::new() #max_attempts #backoff #max #multiplier #jitter)
+}
+
+fn duration_or_none(duration: Option<Duration>) -> TokenStream {
+    let some = duration.map(self::duration).map(|duration| quote!(::core::option::Option::Some(#duration)));
+    some.unwrap_or_else(|| quote!(::core::option::Option::None))
 }
 
 fn duration(duration: Duration) -> TokenStream {

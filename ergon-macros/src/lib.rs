@@ -139,6 +139,7 @@ pub fn flow_type(args: TokenStream, item: TokenStream) -> TokenStream {
 /// | `name = "order"` | what the flow is called in the log; 1 to 128 bytes | the name of the type, or of the function |
 /// | `version = 2` | which version of the code a flow was started with; from 1 on | the type's version, or 1 |
 /// | `timeout = "1h"` | how long the flow may take in all, waits included | no limit |
+/// | `retention = "30d"` | how long after its end workers that have the type forget a flow, see `Worker::retention` | as `Worker::retention` says, or never |
 /// | `allow(nondeterminism)` | accepts the calls listed below | they are refused |
 ///
 /// Durations are written as for a [step](macro@step#durations).

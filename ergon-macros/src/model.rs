@@ -41,6 +41,7 @@ pub(crate) struct FlowModel {
     /// `None`: as the flow type says.
     pub(crate) version: Option<u32>,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) retention: Option<Duration>,
 }
 
 /// A function that is a flow by itself.

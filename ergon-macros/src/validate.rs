@@ -235,11 +235,12 @@ fn flow_model(mut method: Method, args: FlowArgs, errors: &mut Errors) -> Option
     let name = args.name.and_then(|name| errors.ok(checked_name(&name)));
     let version = args.version.and_then(|version| errors.ok(checked_version(&version)));
     let timeout = args.timeout.and_then(|timeout| errors.ok(duration::parse(&timeout)));
+    let retention = args.retention.and_then(|retention| errors.ok(duration::parse(&retention)));
     if !args.allow_nondeterminism {
         determinism::check(&method.body.stream(), errors);
     }
     method.body = determinism::bias_selects(&method.body);
-    Some(FlowModel { method, result: result?, name, version, timeout })
+    Some(FlowModel { method, result: result?, name, version, timeout, retention })
 }
 
 /// `None`, with a fatal error recorded, when the function is to be emitted as it was written.

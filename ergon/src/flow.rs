@@ -40,6 +40,9 @@ pub trait Flow: FlowType {
     const VERSION: u32;
     /// Its time limit, counted from its start.
     const TIMEOUT: Option<Duration>;
+    /// How long after its end a flow is forgotten, by workers that have the type; `None` as
+    /// [`Worker::retention`](crate::Worker::retention) says, or never.
+    const RETENTION: Option<Duration> = None;
     /// The names of its steps.
     const STEPS: &'static [&'static str];
 
@@ -234,6 +237,7 @@ pub(crate) struct FlowDef {
     pub(crate) name: &'static str,
     pub(crate) version: u32,
     pub(crate) rust_type: &'static str,
+    pub(crate) retention: Option<Duration>,
     transactions: &'static [(&'static str, Database)],
     pub(crate) begin: fn(input: &[u8], limit: usize) -> Result<FlowFuture, Error>,
 }
@@ -246,6 +250,7 @@ impl FlowDef {
             name: <F as Flow>::NAME,
             version: <F as Flow>::VERSION,
             rust_type: std::any::type_name::<F>(),
+            retention: F::RETENTION,
             transactions: F::TRANSACTIONS,
             begin: begin::<F>,
         }
@@ -253,6 +258,12 @@ impl FlowDef {
 }
 
 impl FlowDef {
+    #[cfg(test)]
+    pub(crate) fn for_test(name: &'static str, version: u32, retention: Option<Duration>) -> Self {
+        let begin = |_: &[u8], _| unreachable!("it is not run");
+        Self { name, version, rust_type: name, retention, transactions: &[], begin }
+    }
+
     /// Refuses a log that lends no such transactions as the flow's steps need.
     pub(crate) fn check(&self, log: &dyn ExecutionLog) -> Result<(), StorageError> {
         let has = log.database();

@@ -18,7 +18,7 @@ use tokio::{
 };
 use tracing::Instrument;
 
-use super::{WorkerOptions, leases::Leases, parking::Parking};
+use super::{WorkerOptions, leases::Leases, parking::Parking, retention::Retention};
 use crate::{
     StorageError,
     context::Env,
@@ -72,17 +72,17 @@ impl Engine {
         Self { log, env, defs, target, options, leases, let_go, parking, freed }
     }
 
-    pub(super) fn start(self) -> Running {
+    pub(super) fn start(self, retention: Option<Retention>) -> Running {
         let engine = Arc::new(self);
         let (stop, stopped) = watch::channel(false);
         // Watch before the first claim: whatever comes after it is heard of.
         let queue = engine.log.watch(Topic::Queue);
         let stop_order = Stop { ordered: stopped, grace: engine.options.grace, grace_ends_at: None };
-        let task = tokio::spawn(Arc::clone(&engine).run(queue, stop_order));
+        let task = tokio::spawn(Arc::clone(&engine).run(queue, retention, stop_order));
         Running { engine, stop, task: Some(task) }
     }
 
-    async fn run(self: Arc<Self>, queue: Watch, mut stop: Stop) {
+    async fn run(self: Arc<Self>, queue: Watch, retention: Option<Retention>, mut stop: Stop) {
         tracing::info!(worker = %self.options.name, slots = self.options.slots, "worker started");
         let heartbeat = tokio::spawn({
             let engine = Arc::clone(&self);
@@ -90,9 +90,12 @@ impl Engine {
         });
         let _slots = self.env.meters.slots(self.options.slots);
         #[cfg(feature = "metrics")]
-        let _sampling = self.options.sampling.map(|every| Sampling::start(Arc::clone(&self.log), every));
+        let _sampling =
+            self.options.sampling.map(|every| Aside::start(crate::meter::sample(Arc::clone(&self.log), every)));
+        let retention = retention.map(|retention| Aside::start(retention.run()));
         let mut flows = JoinSet::new();
         self.claim_flows(queue, &mut stop, &mut flows).await;
+        drop(retention);
         self.leases.drain();
         let grace_ends_at = stop.ordered().await;
         let ended = async { while flows.join_next().await.is_some() {} };
@@ -382,19 +385,16 @@ impl Stop {
     }
 }
 
-/// The task that samples the log.
-#[cfg(feature = "metrics")]
-struct Sampling(JoinHandle<()>);
+/// A task beside the flows, which ends with its handle.
+struct Aside(JoinHandle<()>);
 
-#[cfg(feature = "metrics")]
-impl Sampling {
-    fn start(log: Arc<dyn ExecutionLog>, every: Duration) -> Self {
-        Self(tokio::spawn(crate::meter::sample(log, every)))
+impl Aside {
+    fn start(work: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(work))
     }
 }
 
-#[cfg(feature = "metrics")]
-impl Drop for Sampling {
+impl Drop for Aside {
     fn drop(&mut self) {
         self.0.abort();
     }

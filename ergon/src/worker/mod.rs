@@ -3,12 +3,13 @@
 mod engine;
 pub(crate) mod leases;
 mod parking;
+mod retention;
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use ergon_storage::{ExecutionLog, NewFlow};
+use ergon_storage::{ExecutionLog, NewFlow, PrunePolicy};
 
-use self::engine::Engine;
+use self::{engine::Engine, retention::Retention};
 use crate::{
     StorageError,
     context::{Env, Observer, States},
@@ -46,6 +47,8 @@ struct WorkerOptions {
     parked_max: usize,
     grace: Duration,
     fallback: Duration,
+    retention: Vec<PrunePolicy>,
+    retention_interval: Duration,
     #[cfg(feature = "metrics")]
     sampling: Option<Duration>,
     drive: DriveOptions,
@@ -72,6 +75,8 @@ impl Worker {
                 parked_max: 1_000,
                 grace: Duration::from_secs(10),
                 fallback: Duration::from_secs(10),
+                retention: Vec::new(),
+                retention_interval: Duration::from_secs(60),
                 #[cfg(feature = "metrics")]
                 sampling: None,
                 drive: DriveOptions {
@@ -182,6 +187,51 @@ impl Worker {
         self
     }
 
+    /// Lets the worker forget flows that have ended, with everything that belongs to them, in the background. By default
+    /// nothing is forgotten but flows of types with a [retention](macro@crate::flow#options) of their own.
+    ///
+    /// To be called once or several times. A policy for a [type](PrunePolicy::with_flow_type), also for one that the worker
+    /// has not, takes the place of the retention that the type has. A policy that names no type is for each of the worker's
+    /// types that has no other, each by itself: `PrunePolicy::all_but(100)` keeps a hundred flows of each. All policies of a
+    /// type are applied, so completed flows may go earlier than failed ones.
+    ///
+    /// A flow that has not ended is never touched, nor one that a live parent waits for. As many workers may do so as there
+    /// are: each looks about once a [minute](Self::retention_interval), at moments of its own and by the log's clock, forgets
+    /// at most 100 flows in one call, and leaves the log alone after it for twenty times as long as the call took. The stop of
+    /// the worker ends it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use ergon::{prelude::*, storage::{FlowState, PrunePolicy}};
+    ///
+    /// #[flow(retention = "7days")]
+    /// async fn import(file: String) -> ergon::Result<()> { Ok(()) }
+    /// #[flow]
+    /// async fn order(cents: u64) -> ergon::Result<()> { Ok(()) }
+    ///
+    /// # async fn example(log: SqliteExecutionLog) -> Result<(), Box<dyn std::error::Error>> {
+    /// let day = Duration::from_secs(24 * 3600);
+    /// let worker = Worker::new(log)
+    ///     .register::<import>()
+    ///     .register::<order>()
+    ///     .retention(PrunePolicy::older_than(30 * day).with_flow_type("order").with_state(FlowState::Completed))
+    ///     .retention(PrunePolicy::older_than(365 * day).with_flow_type("order"));
+    /// # worker.start().await?.shutdown().await;
+    /// # Ok(()) }
+    /// ```
+    pub fn retention(mut self, policy: PrunePolicy) -> Self {
+        self.options.retention.push(policy);
+        self
+    }
+
+    /// How often the worker looks, on average, for flows to be forgotten; a minute by default, more than 0. See
+    /// [`retention`](Self::retention).
+    pub fn retention_interval(mut self, interval: Duration) -> Self {
+        self.options.retention_interval = interval;
+        self
+    }
+
     /// Lets the worker count what the log holds, so often, for the gauges of flows and queues; by default it does not. A
     /// log that takes long to count is asked less often: it is left alone for 20 times as long. All workers of a log would
     /// see the same, so one of them is enough. Cargo feature `metrics`.
@@ -228,9 +278,17 @@ impl Worker {
         if offered > 0 {
             tracing::info!(worker = %options.name, offered, "flows that another build stalled are offered again");
         }
+        // Under test a flow stays until the test has looked at it.
+        let retention = match observer {
+            None => {
+                let WorkerOptions { name, retention, retention_interval: interval, .. } = &options;
+                Retention::new(Arc::clone(&log), Arc::clone(name), retention, *interval, &defs)
+            }
+            Some(_) => None,
+        };
         let env = Env { observer, layers, ..Env::new(Arc::clone(&log), states) };
         let engine = Engine::new(log, Arc::new(env), defs, types, options);
-        Ok(WorkerHandle { engine: engine.start() })
+        Ok(WorkerHandle { engine: engine.start(retention) })
     }
 }
 
@@ -244,6 +302,9 @@ fn check(options: &WorkerOptions) -> Result<(), StartError> {
     }
     if options.fallback.is_zero() {
         return Err(StartError::NoFallback);
+    }
+    if options.retention_interval.is_zero() {
+        return Err(StartError::NoRetentionInterval);
     }
     if options.lease < Worker::LEASE_MIN {
         return Err(StartError::LeaseTooShort { lease: options.lease });
@@ -301,6 +362,8 @@ pub enum StartError {
     NoQueues,
     /// It would look into its queues without a pause.
     NoFallback,
+    /// It would look for flows to be forgotten without a pause.
+    NoRetentionInterval,
     /// It has no flow type.
     NoFlows,
     /// It allows no delivery.
@@ -333,6 +396,7 @@ impl fmt::Display for StartError {
                 NewFlow::NAME_BYTES_MAX
             ),
             Self::NoFallback => f.write_str("the fallback interval must not be zero"),
+            Self::NoRetentionInterval => f.write_str("the retention interval must not be zero"),
             Self::NoFlows => f.write_str("a worker needs at least one flow type: call .register::<MyFlow>()"),
             Self::NoDeliveries => {
                 f.write_str("a flow must be delivered at least once: call .deliveries_max(n) with n >= 1")

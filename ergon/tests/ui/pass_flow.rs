@@ -21,7 +21,7 @@ struct Order {
 impl Order {
     const POLICY: RetryPolicy = RetryPolicy::STANDARD;
 
-    #[flow(name = "orders", version = 3, timeout = "1h")]
+    #[flow(name = "orders", version = 3, timeout = "1h", retention = "30d")]
     async fn run(&self) -> Outcome<u64> {
         let (a, b) = tokio::try_join!(self.charge(self.cents, "card"), self.pair((1, 2), 3))?;
         let first = tokio::select! {
@@ -106,6 +106,8 @@ fn main() {
     assert_eq!(<Order as Flow>::NAME, "orders");
     assert_eq!(<Order as Flow>::VERSION, 3);
     assert_eq!(<Order as Flow>::TIMEOUT.map(|timeout| timeout.as_secs()), Some(3600));
+    assert_eq!(<Order as Flow>::RETENTION.map(|retention| retention.as_secs()), Some(30 * 24 * 3600));
+    assert_eq!(<Unlucky as Flow>::RETENTION, None);
     assert_eq!(<Order as Flow>::STEPS, ["charge-card", "pair", "note", "resize", "nothing"]);
     assert_eq!(<Unlucky as Flow>::NAME, "Unlucky");
     let _ = (Unlucky::Output, Unlucky::Error, fetch, hash);
