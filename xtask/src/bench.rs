@@ -11,5 +11,5 @@ pub(crate) fn run(args: &[String]) -> Result {
     if let Err(error) = machine::need_servers() {
         eprintln!("{error}");
     }
-    shell::run(cargo(["run", "--release", "--package", "ergon-benches", "--"]).args(args))
+    shell::run(cargo(["run", "--profile", "bench", "--package", "ergon-benches", "--"]).args(args))
 }

@@ -63,7 +63,7 @@ pub(crate) fn run(mode: Mode) -> Result<Outcome> {
     if !machine::has_valgrind() {
         return Ok(Outcome::Skipped("there is no valgrind; `sudo apt-get install valgrind`".into()));
     }
-    shell::run(&mut cargo(["build", "--release", "--package", "ergon-benches"]))?;
+    shell::run(&mut cargo(["build", "--profile", "bench", "--package", "ergon-benches"]))?;
     let program = shell::target().join("release/ergon-benches");
     let mut counts = BTreeMap::new();
     for (work, small, large) in WORKS {

@@ -21,6 +21,11 @@ pub use crate::{
     work::{Alone, BATCH, Drained, STEPS},
 };
 
+/// The allocator of every program that answers, whoever's flows it runs: the one of the C library gives memory to
+/// threads in small pieces, and then measures that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Why a round has no figures.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
