@@ -194,7 +194,8 @@ pub(crate) struct FlowContext {
     pub(crate) labels: FlowLabels,
     /// The key and the epoch of the lease under which it runs.
     lease: [AtomicU64; 2],
-    journal: Mutex<Journal>,
+    /// In a box, for it is large and a context is moved to where it stays.
+    journal: Mutex<Box<Journal>>,
     halt: Mutex<Option<Halt>>,
     /// There is a reason to halt: looked at after each pass.
     halted: AtomicBool,
@@ -204,7 +205,7 @@ pub(crate) struct FlowContext {
 }
 
 impl FlowContext {
-    pub(crate) fn new(identity: Identity, env: Arc<Env>, journal: Journal) -> Self {
+    pub(crate) fn new(identity: Identity, env: Arc<Env>, journal: Box<Journal>) -> Self {
         let Identity { id, flow_type, version, run, created_at, queue, labels } = identity;
         Self {
             id,
@@ -245,7 +246,7 @@ impl FlowContext {
         Lease { flow: self.id.clone(), epoch, key }
     }
 
-    pub(crate) fn journal(&self) -> MutexGuard<'_, Journal> {
+    pub(crate) fn journal(&self) -> MutexGuard<'_, Box<Journal>> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     future::{Future, IntoFuture},
+    mem,
     pin::Pin,
     sync::Arc,
     time::Duration,
@@ -191,22 +192,23 @@ impl Executor {
         let until = self.log.clock().now().saturating_add(self.lease);
         let mut claimed = self.log.claim(request).await?;
         let Some(mut flow) = claimed.flows.pop() else { return Ok(claimed.next_due_at) };
-        let (lease, info) = (flow.lease.clone(), flow.info.clone());
-        let meter = env.meters.flow(&info.flow_type);
+        let lease = flow.lease.clone();
+        let meter = env.meters.flow(&flow.info.flow_type);
         let machine = match parked.take() {
             Some(machine) if machine.fits(&flow) => {
-                meter.claimed(&info, Origin::Memory);
-                machine.flow().journal().receive(flow.messages);
+                meter.claimed(&flow.info, Origin::Memory);
+                machine.flow().journal().receive(mem::take(&mut flow.messages));
                 machine
             }
             _ => {
-                meter.claimed(&info, Origin::Log);
+                meter.claimed(&flow.info, Origin::Log);
                 complete(&*self.log, &mut flow).await?;
-                Box::new(load(env, def, flow))
+                Box::new(load(env, def, &mut flow))
             }
         };
+        let info = &flow.info;
         let control = Arc::new(Control::new(until));
-        let drive = Drive::new(
+        let mut drive = Drive::new(
             Arc::clone(&self.log),
             lease.clone(),
             info.deadline_at,
@@ -225,17 +227,18 @@ impl Executor {
             }
         };
         let driven = async {
-            if env.layers.surround(&info, self.log.clock().now()) {
-                env.layers.flow(&info, drive.run()).await
+            if env.layers.surround(info, &*self.log.clock()) {
+                env.layers.flow(info, drive.run()).await
             } else {
                 Ok(drive.run().await)
             }
         };
         let driven = tokio::select! {
             biased;
-            driven = Box::pin(spans::in_executor(&info, lease.epoch, driven)) => driven,
+            driven = Box::pin(spans::in_executor(info, lease.epoch, driven)) => driven,
             () = renew => Ok(Driven::Lost),
         };
+        drop(drive);
         let driven = match driven {
             Ok(driven) => driven,
             Err(refusal) => match refused(&*self.log, &lease, &self.options.build, &refusal).await {
@@ -243,7 +246,7 @@ impl Executor {
                 refused => refused?,
             },
         };
-        meter.driven(&driven, &info, self.log.clock().now());
+        meter.driven(&driven, info, &*self.log.clock());
         if let Driven::Suspended(machine) = driven {
             *parked = Some(machine);
         }

@@ -364,7 +364,7 @@ mod tests {
         let (clock, meters) = (Arc::new(ManualClock::new()), Meters::default());
         let env =
             Env { clock, states, payload_bytes_max: 1, observer: None, log: None, meters, layers: Layers::default() };
-        let journal = Journal::new(records, AT);
+        let journal = Box::new(Journal::new(records, AT));
         let flow = FlowContext::new(Identity::of(&claimed.info), Arc::new(env), journal);
         let mut machine = Machine::new(Arc::new(flow), Box::pin(std::future::pending()));
         machine.suspended(epoch);

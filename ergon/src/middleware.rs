@@ -14,8 +14,8 @@ use std::{
 };
 
 use ergon_storage::{
-    self as storage, CallPath, Commit, Committed, Error as StorageError, ExecutionLog, FlowInfo, FlowState, Lease,
-    Timestamp, Wake,
+    self as storage, CallPath, Clock, Commit, Committed, Error as StorageError, ExecutionLog, FlowInfo, FlowState,
+    Lease, Wake,
 };
 use futures::{FutureExt, future::BoxFuture};
 
@@ -208,8 +208,8 @@ impl Layers {
 
     /// True when there is middleware for this run of the flow. A flow whose time is up only fails: it would be refused
     /// again and again.
-    pub(crate) fn surround(&self, flow: &FlowInfo, now: Timestamp) -> bool {
-        !self.is_empty() && flow.deadline_at.is_none_or(|deadline| deadline > now)
+    pub(crate) fn surround(&self, flow: &FlowInfo, clock: &dyn Clock) -> bool {
+        !self.is_empty() && flow.deadline_at.is_none_or(|deadline| deadline > clock.now())
     }
 
     /// The body of a step, surrounded.

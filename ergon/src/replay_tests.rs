@@ -426,7 +426,7 @@ fn live(seed: u64, life: u64, program: &Op, from: Durable, sent: Vec<Message>, c
         meters,
         layers: Layers::default(),
     };
-    let mut journal = Journal::new(from.records.clone(), Timestamp::EPOCH);
+    let mut journal = Box::new(Journal::new(from.records.clone(), Timestamp::EPOCH));
     let mut durable = Durable { seen: 0, ..from };
     let consumed_before = durable.consumed.clone();
     journal.receive(sent.iter().filter(|message| !durable.consumed.contains(&message.seq)).cloned());
@@ -468,7 +468,7 @@ fn live(seed: u64, life: u64, program: &Op, from: Durable, sent: Vec<Message>, c
         flow.journal().flushed();
     };
     let result = loop {
-        let overdue = flow.journal().overdue(now(clock));
+        let overdue = flow.journal().overdue(|| now(clock));
         flow.journal().looked(overdue);
         match machine.advance(Effects::Allowed, now(clock)) {
             Progress::Ended(FlowEnd::Completed { result }) => {

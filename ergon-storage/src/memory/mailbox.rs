@@ -1,7 +1,7 @@
 //! What waits to be read by a flow.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -16,8 +16,8 @@ pub(super) struct Mailbox {
     last: u32,
     messages: BTreeMap<u32, Message>,
     /// The numbers of the waiting messages by channel; no channel without one.
-    channels: HashMap<Channel, BTreeSet<u32>>,
-    keys: HashSet<String>,
+    channels: BTreeMap<Channel, BTreeSet<u32>>,
+    keys: BTreeSet<String>,
 }
 
 impl Mailbox {
@@ -42,9 +42,7 @@ impl Mailbox {
 
     /// The number of the latest message, and the keys of all that ever arrived, in order.
     pub(super) fn received(&self) -> (u32, Vec<Arc<str>>) {
-        let mut keys: Vec<Arc<str>> = self.keys.iter().map(|key| key.as_str().into()).collect();
-        keys.sort_unstable();
-        (self.last, keys)
+        (self.last, self.keys.iter().map(|key| key.as_str().into()).collect())
     }
 
     /// Remembers a sender's key; false if it was known.
@@ -100,7 +98,7 @@ impl Mailbox {
     /// Takes all messages out; numbers and keys stay used.
     pub(super) fn clear(&mut self) {
         self.messages = BTreeMap::new();
-        self.channels = HashMap::new();
+        self.channels = BTreeMap::new();
     }
 
     /// How many messages wait.

@@ -12,8 +12,7 @@ impl State {
     pub(super) fn extras(&self, id: &FlowId) -> Option<Extras> {
         let flow = self.get(id)?;
         let (received, keys) = flow.mailbox.received();
-        let mut feeds: Vec<_> = flow.feeds.keys().cloned().collect();
-        feeds.sort_unstable();
+        let feeds = flow.feeds.keys().cloned().collect();
         let (accepted, again, stalled_by) = (flow.accepted.clone(), flow.again.clone(), flow.stalled_by.clone());
         Some(Extras { accepted, received, keys, feeds, again, stalled_by })
     }

@@ -61,7 +61,7 @@ pub(super) struct Flow {
     pub(super) result: Bytes,
     pub(super) history: Vec<Record>,
     pub(super) mailbox: Mailbox,
-    pub(super) feeds: HashMap<Feed, Vec<Item>>,
+    pub(super) feeds: BTreeMap<Feed, Vec<Item>>,
     /// The last commit under the latest lease and its answer, for its repeat.
     pub(super) last_commit: Option<(u32, Committed)>,
     /// The build that could not go on; `None` unless stalled by one.
@@ -114,7 +114,7 @@ impl Flow {
             result: Bytes::new(),
             history: Vec::new(),
             mailbox: Mailbox::default(),
-            feeds: HashMap::new(),
+            feeds: BTreeMap::new(),
             last_commit: None,
             stalled_by: None,
             again: Vec::new(),

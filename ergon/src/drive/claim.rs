@@ -1,6 +1,6 @@
 //! From what a claim carries to a machine that can be driven.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use ergon_storage::{Channel, ClaimedFlow, ErrorKind, ExecutionLog, NewFlow};
 
@@ -38,20 +38,26 @@ pub(crate) async fn complete(log: &dyn ExecutionLog, claimed: &mut ClaimedFlow) 
     Ok(())
 }
 
-/// Makes the machine of a claimed flow whose history is complete.
-pub(crate) fn load(env: &Arc<Env>, def: &FlowDef, claimed: ClaimedFlow) -> Machine {
+/// True when [`complete`] has nothing to read.
+pub(crate) fn is_complete(ClaimedFlow { info, history, messages, .. }: &ClaimedFlow) -> bool {
+    history.len() >= info.records as usize && messages.len() < MESSAGES_MAX
+}
+
+/// Makes the machine of a claimed flow whose history is complete, of which it takes the history and the messages.
+pub(crate) fn load(env: &Arc<Env>, def: &FlowDef, claimed: &mut ClaimedFlow) -> Machine {
     let ClaimedFlow { info, input, history, messages, .. } = claimed;
     let began_at = info.started_at.unwrap_or(info.created_at);
-    let mut journal = Journal::new(history, began_at).with_emitted(info.emitted);
-    journal.receive(messages);
-    let mut identity = Identity::of(&info);
+    let mut journal = Box::new(Journal::new(mem::take(history), began_at));
+    journal.has_emitted(info.emitted);
+    journal.receive(mem::take(messages));
+    let mut identity = Identity::of(info);
     // Nobody claims from the queue of executors: the children of their flows go to workers.
     if *identity.queue == *Executor::QUEUE {
         identity.queue = NewFlow::DEFAULT_QUEUE.into();
     }
     let mut flow = FlowContext::new(identity, Arc::clone(env), journal);
-    flow.info = (!env.layers.is_empty()).then(|| Arc::new(info));
-    let begun = (def.begin)(&input, env.payload_bytes_max).map(|code| {
+    flow.info = (!env.layers.is_empty()).then(|| Arc::new(info.clone()));
+    let begun = (def.begin)(input, env.payload_bytes_max).map(|code| {
         let double = env.observer.as_ref().and_then(|observer| observer.stands_for(def.name, def.version));
         double.map_or(code, |end| Box::pin(std::future::ready(end)))
     });

@@ -20,7 +20,7 @@ use futures::future::{BoxFuture, select};
 
 use self::mail::{Look, heard_of_children, look};
 pub(crate) use self::{
-    claim::{MESSAGES_MAX, complete, load},
+    claim::{MESSAGES_MAX, complete, is_complete, load},
     control::Control,
 };
 use crate::{
@@ -206,13 +206,14 @@ impl Drive {
         }
     }
 
-    pub(crate) async fn run(mut self) -> Driven {
+    /// Drives it to where it ends, waits or is let go. What is left of it is to be dropped then.
+    pub(crate) async fn run(&mut self) -> Driven {
         loop {
             let Some(flow) = self.machine.as_ref().map(|machine| Arc::clone(machine.flow())) else {
                 return Driven::Lost;
             };
             let now = flow.env.clock.now();
-            let Some(effects) = self.effects(now) else { return self.let_go().await };
+            let Some(effects) = self.effects(now) else { return Box::pin(self.let_go()).await };
             if self.flight.as_ref().is_some_and(|flight| flight.suspends) {
                 // Until the answer is here nothing may go on: the flow may be another worker's by then.
                 match std::future::poll_fn(|cx| self.poll_log(cx)).await {
@@ -227,7 +228,7 @@ impl Drive {
                 continue;
             }
             if self.flight.is_none() && self.deadline_at.is_some_and(|deadline| deadline <= now) {
-                return self.time_is_up(now).await;
+                return Box::pin(self.time_is_up(now)).await;
             }
             let Some(machine) = &mut self.machine else { return Driven::Lost };
             let progress = machine.advance(effects, now);
@@ -236,20 +237,23 @@ impl Drive {
             self.restless = matches!(progress, Progress::Yield);
             match progress {
                 Progress::Ended(end) => return self.end(end).await,
-                Progress::Stalled(reason) => return self.stall(reason).await,
+                Progress::Stalled(reason) => return Box::pin(self.stall(reason)).await,
                 Progress::Missing(divergence) => {
                     let patience = self.options.patience;
                     let missing = self.missing.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
                     if missing.is_elapsed() || patience.is_zero() {
-                        return self.stall(divergence.to_string()).await;
+                        return Box::pin(self.stall(divergence.to_string())).await;
                     }
                 }
                 Progress::Flush if self.flight.is_some() => self.missing = None,
                 Progress::Flush | Progress::Wait | Progress::Yield => {
                     self.missing = None;
+                    if effects == Effects::Allowed && self.goes_on(&flow, now).await {
+                        continue;
+                    }
                     let (busy, wake, beats_due, batch, grants) = {
                         let mut journal = flow.journal();
-                        overdue = journal.overdue(flow.env.clock.now());
+                        overdue = journal.overdue(|| flow.env.clock.now());
                         let held_up = || effects != Effects::Allowed && journal.is_held_up();
                         let busy = journal.is_busy() && !held_up() || journal.has_fresh();
                         let writes = self.flight.is_none() && (journal.has_batch() || flow.has_unwritten(&journal));
@@ -259,7 +263,7 @@ impl Drive {
                     let starts = batch.as_ref().is_some_and(|batch| !batch.starts.is_empty());
                     let idle = !busy && !starts && self.flight.is_none() && !grants;
                     if effects != Effects::Allowed && batch.is_none() && !busy && self.flight.is_none() {
-                        return self.release().await;
+                        return Box::pin(self.release()).await;
                     }
                     due = wake.at.into_iter().chain(beats_due).min();
                     let rests = idle
@@ -273,8 +277,10 @@ impl Drive {
                         let batch = batch.unwrap_or_else(|| flow.journal().take_batch());
                         self.commit(batch, Next::Suspend(wake), None);
                     } else {
-                        if let Some(batch) = batch {
-                            self.commit(batch, Next::Run, None);
+                        if let Some(batch) = batch
+                            && self.flush(batch).await
+                        {
+                            continue;
                         }
                         self.listen(&flow, wake.channels, &overdue);
                     }
@@ -285,18 +291,10 @@ impl Drive {
             // Nor while the mailbox is read on account of it.
             let held_up = self.flight.is_some() || !overdue.is_empty();
             self.set_timer(due.filter(|due| !held_up || *due > now));
-            if self.machine.as_ref().is_some_and(|machine| machine.is_woken()) {
-                // Code that wakes itself; others have a turn.
-                tokio::task::yield_now().await;
-                self.unbroken = 0;
-            } else if self.unbroken >= TURN_MAX {
-                // Nothing else would have the flow wait: its steps are quick, and so is the log.
-                tokio::task::yield_now().await;
-                self.unbroken = 0;
-            }
+            self.give_turn().await;
             match self.event().await {
                 Event::Woken | Event::Ordered | Event::Due | Event::OutOfPatience => {}
-                Event::Unreadable(reason) => return self.stall(reason).await,
+                Event::Unreadable(reason) => return Box::pin(self.stall(reason)).await,
                 Event::Mail { found, overdue } => {
                     self.awake = false;
                     let mut journal = flow.journal();
@@ -311,6 +309,42 @@ impl Drive {
                     }
                 }
             }
+        }
+    }
+
+    /// Writes what is to be written before a body that is to begin. True when the log has answered at once: what else the
+    /// flow waits for need not be looked at then.
+    async fn goes_on(&mut self, flow: &FlowContext, now: Timestamp) -> bool {
+        if self.flight.is_some() {
+            return false;
+        }
+        let batch = {
+            let mut journal = flow.journal();
+            if !journal.has_batch() || !journal.wants_grant(now) {
+                return false;
+            }
+            journal.take_batch()
+        };
+        self.flush(batch).await
+    }
+
+    /// Writes what was collected. True when the log has answered at once, and the others have had a turn if it was time.
+    async fn flush(&mut self, batch: Batch) -> bool {
+        self.commit(batch, Next::Run, None);
+        let is_over = self.flight.is_none();
+        if is_over {
+            self.give_turn().await;
+        }
+        is_over
+    }
+
+    /// Lets other flows have a turn, if it is time.
+    async fn give_turn(&mut self) {
+        // Code that wakes itself; or nothing else would have the flow wait, for its steps are quick, and so is the log.
+        let is_woken = self.machine.as_ref().is_some_and(|machine| machine.is_woken());
+        if is_woken || self.unbroken >= TURN_MAX {
+            tokio::task::yield_now().await;
+            self.unbroken = 0;
         }
     }
 
@@ -428,7 +462,7 @@ impl Drive {
         }
     }
 
-    /// Begins a commit.
+    /// Begins a commit. It is over already when nothing is under way afterwards.
     fn commit(&mut self, batch: Batch, next: Next, end: Option<FlowState>) {
         debug_assert!(self.flight.is_none(), "one commit at a time");
         self.commits += 1;
@@ -454,6 +488,14 @@ impl Drive {
             Landing::of(Arc::clone(&self.log), commit, heard)
         } else {
             match self.log.commit_now(commit) {
+                CommitNow::Answered(Ok(Committed::Applied)) if end.is_none() && !suspends => {
+                    self.unbroken += 1;
+                    self.flow.journal().flushed();
+                    if let Some(labels) = labels {
+                        self.flow.labels.written(labels);
+                    }
+                    return;
+                }
                 CommitNow::Answered(result) => {
                     self.unbroken += 1;
                     Landing::Known(Some(result.map(|committed| (committed, Vec::new()))))
@@ -556,7 +598,7 @@ impl Drive {
                     }
                 }
             }
-            Err(error) => Some(self.refused(&error).await),
+            Err(error) => Some(Box::pin(self.refused(&error)).await),
         }
     }
 

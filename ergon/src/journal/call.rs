@@ -216,7 +216,7 @@ pub(super) enum State {
     /// The outcome is recorded under this number and waits for its release.
     Recorded { seq: u32, at: Timestamp, outcome: Outcome },
     /// The outcome may be taken. A signal taken from the mailbox in this pass is kept until then.
-    Released { outcome: Outcome, message: Option<Message> },
+    Released { outcome: Outcome, message: Option<Box<Message>> },
 }
 
 impl fmt::Display for CallKey {

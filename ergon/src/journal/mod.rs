@@ -62,8 +62,8 @@ pub(crate) struct Journal {
     matched: NumberMap<u32, Option<CallId>>,
     /// Calls made during the replay that have no record.
     unrecorded: BTreeSet<CallId>,
-    /// Recorded outcomes that wait for their release after the replay, in order.
-    fresh: BTreeMap<u32, CallId>,
+    /// Recorded outcomes that wait for their release after the replay, in order. Nearly always one.
+    fresh: VecDeque<(u32, CallId)>,
 
     /// Steps whose bodies may start, in order. Nearly always one: its place is kept, where a tree would free it.
     startable: VecDeque<CallId>,
@@ -150,7 +150,7 @@ impl Journal {
             replay: loaded.outcomes.into(),
             matched: NumberMap::default(),
             unrecorded: BTreeSet::new(),
-            fresh: BTreeMap::new(),
+            fresh: VecDeque::new(),
             startable: VecDeque::new(),
             intended: Vec::new(),
             timers: BTreeSet::new(),
@@ -186,10 +186,9 @@ impl Journal {
         }
     }
 
-    /// The same journal of a flow whose own code has emitted so many items.
-    pub(crate) fn with_emitted(mut self, emitted: u32) -> Self {
+    /// The flow's own code has emitted so many items before.
+    pub(crate) fn has_emitted(&mut self, emitted: u32) {
         self.emitted_before = emitted;
-        self
     }
 
     // ---- called by the flow's code -----------------------------------------------------------------------
@@ -327,13 +326,15 @@ impl Journal {
             }
             State::Running => self.busy -= usize::from(!call.quiet),
             State::Recorded { seq, .. } => {
-                self.fresh.remove(&seq);
+                if let Ok(place) = self.fresh.binary_search_by_key(&seq, |(fresh, _)| *fresh) {
+                    self.fresh.remove(place);
+                }
             }
             State::Released { message: Some(message), .. } => {
                 // Handed over but never taken: the message goes back, unconsumed. Its record stays, and a replay
                 // hands it to the same call, which drops it again.
                 self.let_go(message.seq, call.path.as_ref());
-                self.put_back(message);
+                self.put_back(*message);
             }
             State::Made
             | State::Abandoned
@@ -476,7 +477,7 @@ impl Journal {
         let seq = self.append(record);
         let outcome = Outcome { phase, payload: Bytes::new() };
         self.calls[id.0].state = State::Recorded { seq, at: now, outcome };
-        self.fresh.insert(seq, id);
+        keep(&mut self.fresh, seq, id);
     }
 
     /// Records a failed attempt of a running step; the next one may begin at `retry_at`.
@@ -700,7 +701,11 @@ impl Journal {
 
     /// The waits for signals that end with their time limit, unless the mailbox holds a message for them which is not
     /// known here: it must be read once more.
-    pub(crate) fn overdue(&self, now: Timestamp) -> Vec<u64> {
+    pub(crate) fn overdue(&self, now: impl FnOnce() -> Timestamp) -> Vec<u64> {
+        if self.timers.is_empty() {
+            return Vec::new();
+        }
+        let now = now();
         let due = self.timers.iter().take_while(|(due, _)| *due <= now);
         let waits = due.map(|(_, id)| &self.calls[id.0]).filter(|call| matches!(call.spec, Spec::Signal { .. }));
         waits.map(|call| call.made).filter(|made| !self.looked.contains(made)).collect()
@@ -1037,6 +1042,12 @@ impl Journal {
         }
         call
     }
+}
+
+/// Keeps a recorded outcome for its release, in the order of the records.
+fn keep(fresh: &mut VecDeque<(u32, CallId)>, seq: u32, id: CallId) {
+    let place = fresh.partition_point(|(kept, _)| *kept < seq);
+    fresh.insert(place, (seq, id));
 }
 
 /// A message that the history has handed to a wait.

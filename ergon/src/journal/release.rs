@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ergon_storage::{CallPath, Channel, ChildOutcome, Message, Phase, Record, Timestamp};
 
-use super::{CallId, Hold, Journal, Outcome, Place, Reserved, Spec, State, handed};
+use super::{CallId, Hold, Journal, Outcome, Place, Reserved, Spec, State, handed, keep};
 
 impl Journal {
     /// Releases the next outcome, if there is one, and wakes the call that awaits it.
@@ -47,13 +47,13 @@ impl Journal {
         if !self.accepted.is_empty() {
             self.take_accepted(now);
         }
-        if let Some((_, id)) = self.fresh.first_key_value() {
+        if let Some((_, id)) = self.fresh.front() {
             // What a step's body does next may be an effect; what the flow's code does is none.
             if matches!(self.calls[id.0].place, Place::Step(_)) && self.must_flush() {
                 return false;
             }
         }
-        if let Some((_, id)) = self.fresh.pop_first() {
+        if let Some((_, id)) = self.fresh.pop_front() {
             if let State::Recorded { at, outcome, .. } = self.take_state(id) {
                 let message = self.unconsumed(id);
                 self.hand_over(id, at, outcome, message);
@@ -72,7 +72,7 @@ impl Journal {
             self.draws = 0;
             self.handed_over = Some(id);
         }
-        call.state = State::Released { outcome, message };
+        call.state = State::Released { outcome, message: message.map(Box::new) };
         if let Some(waker) = call.waker.take() {
             waker.wake();
         }
@@ -173,7 +173,7 @@ impl Journal {
             self.reserved.insert(message.seq, Reserved { owner, hold: Hold::Untaken(Some(message)) });
         }
         self.calls[id.0].state = State::Recorded { seq, at, outcome };
-        self.fresh.insert(seq, id);
+        keep(&mut self.fresh, seq, id);
         false
     }
 
@@ -208,7 +208,7 @@ impl Journal {
             let record = Record { payload: payload.clone(), ..self.record(id, phase, now) };
             let seq = self.append(record);
             self.calls[id.0].state = State::Recorded { seq, at: now, outcome: Outcome { phase, payload } };
-            self.fresh.insert(seq, id);
+            keep(&mut self.fresh, seq, id);
         }
     }
 
@@ -228,7 +228,7 @@ impl Journal {
             let seq = self.append(record);
             let outcome = Outcome { phase: Phase::Completed, payload: Bytes::new() };
             self.calls[id.0].state = State::Recorded { seq, at: now, outcome };
-            self.fresh.insert(seq, id);
+            keep(&mut self.fresh, seq, id);
         }
     }
 }

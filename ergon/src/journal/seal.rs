@@ -10,6 +10,7 @@ use super::{
     call::{Call, TimeLimit},
     handed,
     history::{Recorded, RecordedOutcome},
+    keep,
 };
 
 impl Journal {
@@ -231,7 +232,7 @@ impl Journal {
             }
             Some(RecordedOutcome { seq, at, phase, payload }) => {
                 call.state = State::Recorded { seq, at, outcome: Outcome { phase, payload } };
-                self.fresh.insert(seq, id);
+                keep(&mut self.fresh, seq, id);
                 let channel = Channel::signal(&call.key.name);
                 if let Some((seq, path)) = handed(call).map(|(seq, path)| (seq, path.clone())) {
                     self.find_again(seq, &path, &channel);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ergon_storage::{ExecutionLog, FlowInfo, Timestamp};
+use ergon_storage::{Clock, ExecutionLog, FlowInfo};
 
 use super::{AttemptEnd, Origin};
 use crate::drive::Driven;
@@ -45,7 +45,7 @@ impl Meters {
 impl FlowMeter {
     pub(crate) fn claimed(&self, _: &FlowInfo, _: Origin) {}
 
-    pub(crate) fn driven(&self, _: &Driven, _: &FlowInfo, _: Timestamp) {}
+    pub(crate) fn driven(&self, _: &Driven, _: &FlowInfo, _: &dyn Clock) {}
 
     pub(crate) fn attempt(&self, _: &'static str) -> StepTimer {
         StepTimer(())

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use ergon_storage::{FlowInfo, FlowState, Timestamp};
+use ergon_storage::{Clock, FlowInfo, FlowState};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use super::{AttemptEnd, Origin, names};
@@ -160,13 +160,13 @@ impl FlowMeter {
     }
 
     /// A flow has left its slot at this instant.
-    pub(crate) fn driven(&self, driven: &Driven, info: &FlowInfo, now: Timestamp) {
+    pub(crate) fn driven(&self, driven: &Driven, info: &FlowInfo, clock: &dyn Clock) {
         match driven {
             Driven::Ended(state) => {
                 self.ended(*state);
                 if state.is_final() {
                     let since = info.started_at.unwrap_or(info.created_at);
-                    self.0.duration.record(now.since(since).as_secs_f64());
+                    self.0.duration.record(clock.now().since(since).as_secs_f64());
                 }
             }
             Driven::Suspended(_) => self.0.suspended.increment(1),

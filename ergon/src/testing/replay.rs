@@ -42,7 +42,7 @@ impl Setup {
             meters: Meters::default(),
             layers: Layers::default(),
         };
-        let journal = Journal::new(records.clone(), info.started_at.unwrap_or(info.created_at));
+        let journal = Box::new(Journal::new(records.clone(), info.started_at.unwrap_or(info.created_at)));
         let flow = FlowContext::new(Identity::of(info), Arc::new(env), journal);
         let def = FlowDef::of::<F>();
         let future = (def.begin)(input, usize::MAX).map_err(|error| mismatch(error.to_string()))?;

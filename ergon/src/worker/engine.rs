@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -22,8 +23,9 @@ use super::{WorkerOptions, leases::Leases, parking::Parking, retention::Retentio
 use crate::{
     StorageError,
     context::Env,
-    drive::{Control, Drive, Driven, MESSAGES_MAX, complete, load},
+    drive::{Control, Drive, Driven, MESSAGES_MAX, complete, is_complete, load},
     flow::FlowDef,
+    machine::Machine,
     meter::Origin,
     middleware::refused,
     spans,
@@ -245,6 +247,7 @@ impl Engine {
     }
 
     fn begin(self: &Arc<Self>, flow: ClaimedFlow, until: Timestamp, flows: &mut JoinSet<()>) {
+        let flow = Box::new(flow);
         let control = Arc::new(Control::new(until));
         let lease = flow.lease.clone();
         self.leases.add(lease.clone(), Arc::clone(&control));
@@ -258,23 +261,23 @@ impl Engine {
         }));
     }
 
-    async fn drive(&self, claimed: ClaimedFlow, control: Arc<Control>) {
-        let (lease, info) = (claimed.lease.clone(), claimed.info.clone());
-        let meter = self.env.meters.flow(&info.flow_type);
+    async fn drive(&self, mut claimed: Box<ClaimedFlow>, control: Arc<Control>) {
+        let meter = self.env.meters.flow(&claimed.info.flow_type);
         let parked = self.parking.unpark(&claimed);
-        meter.claimed(&info, if parked.is_some() { Origin::Memory } else { Origin::Log });
+        meter.claimed(&claimed.info, if parked.is_some() { Origin::Memory } else { Origin::Log });
         let machine = match parked {
             Some(machine) => {
-                machine.flow().journal().receive(claimed.messages);
+                machine.flow().journal().receive(mem::take(&mut claimed.messages));
                 machine
             }
-            None => match self.load(claimed, &control).await {
+            None => match self.load(&mut claimed, &control).await {
                 Some(machine) => machine,
                 None => return,
             },
         };
-        let span = spans::flow(&info, lease.epoch);
-        let drive = Drive::new(
+        let ClaimedFlow { lease, info, .. } = &*claimed;
+        let span = spans::flow(info, lease.epoch);
+        let mut drive = Drive::new(
             Arc::clone(&self.log),
             lease.clone(),
             info.deadline_at,
@@ -283,12 +286,12 @@ impl Engine {
             machine,
         );
         let layers = &self.env.layers;
-        let driven = if layers.surround(&info, self.env.clock.now()) {
-            match Box::pin(layers.flow(&info, drive.run())).instrument(span).await {
+        let driven = if layers.surround(info, &*self.env.clock) {
+            match Box::pin(layers.flow(info, drive.run())).instrument(span).await {
                 Ok(driven) => driven,
                 Err(refusal) => {
                     let build = &self.options.drive.build;
-                    refused(&*self.log, &lease, build, &refusal).await.unwrap_or_else(|error| {
+                    Box::pin(refused(&*self.log, lease, build, &refusal)).await.unwrap_or_else(|error| {
                         tracing::warn!(error = ?error, "a refused flow could not be put aside; its lease is given back");
                         Driven::Lost
                     })
@@ -297,7 +300,8 @@ impl Engine {
         } else {
             drive.run().instrument(span).await
         };
-        meter.driven(&driven, &info, self.env.clock.now());
+        drop(drive);
+        meter.driven(&driven, info, &*self.env.clock);
         match driven {
             Driven::Ended(state) => {
                 if matches!(state, FlowState::Failed | FlowState::Stalled) {
@@ -314,35 +318,43 @@ impl Engine {
                 self.parking.park(machine);
             }
             Driven::Released | Driven::Refused => {}
-            Driven::Lost => self.let_go().push(lease),
+            Driven::Lost => self.let_go().push(lease.clone()),
         }
     }
 
-    async fn load(&self, mut claimed: ClaimedFlow, control: &Control) -> Option<Box<crate::machine::Machine>> {
+    async fn load(&self, claimed: &mut ClaimedFlow, control: &Control) -> Option<Box<Machine>> {
         let info = &claimed.info;
         let Some(def) = self.defs.get(&(Arc::clone(&info.flow_type), info.version)) else {
             tracing::error!(flow = %info.id, "the log gave a flow of a type that was not asked for");
             let _ = self.log.release(&claimed.lease).await;
             return None;
         };
+        if !is_complete(claimed) && !Box::pin(self.complete(claimed, control)).await {
+            return None;
+        }
+        Some(Box::new(load(&self.env, def, claimed)))
+    }
+
+    /// Reads what the claim did not carry. False when that was in vain, and the flow is let go or stalled.
+    async fn complete(&self, claimed: &mut ClaimedFlow, control: &Control) -> bool {
         let mut trouble = Backoff::default();
         loop {
-            match complete(&*self.log, &mut claimed).await {
-                Ok(()) => return Some(Box::new(load(&self.env, def, claimed))),
+            match complete(&*self.log, claimed).await {
+                Ok(()) => return true,
                 Err(error) if error.is_retryable() && self.env.clock.now() < control.until() => {
                     let delay = trouble.next();
                     tracing::warn!(flow = %claimed.lease.flow, %error, ?delay, "the history cannot be read now");
                     tokio::time::sleep(delay).await;
                 }
                 Err(error) => {
-                    let lease = claimed.lease;
+                    let lease = claimed.lease.clone();
                     tracing::error!(flow = %lease.flow, error = ?error, "the history cannot be read");
                     if error.is_retryable() {
                         self.let_go().push(lease);
                     } else {
                         self.stall(lease, format!("the history cannot be read: {error}")).await;
                     }
-                    return None;
+                    return false;
                 }
             }
         }
