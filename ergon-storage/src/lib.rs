@@ -40,10 +40,16 @@ mod record;
 mod redis;
 mod shared;
 mod snapshot;
+/// The locks of [`watch`], in whose place its tests put others.
+mod sync {
+    pub(crate) use std::sync::{Mutex, PoisonError};
+}
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod time;
 mod watch;
+#[cfg(test)]
+mod watch_tests;
 mod work;
 
 #[cfg(feature = "redis")]

@@ -1,12 +1,10 @@
 //! Hints that something may have changed.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use tokio::sync::watch;
 
+use super::sync::{Mutex, PoisonError};
 use crate::FlowId;
 
 /// What a [`Watch`] is about.

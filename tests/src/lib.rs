@@ -2,7 +2,7 @@
 //!
 //! [`FaultyLog`] stands between an engine and its log and breaks what is asked of it. [`TestClock`] lets hours pass
 //! in moments. [`Trace`] is where step bodies note that they ran. [`Place`] is a log to run on, in memory or in a
-//! file. [`fleet`] starts worker processes on any log, makes trouble, and looks at what they did; [`job`] is what they
+//! file. [`mutate`] breaks input at random. [`fleet`] starts worker processes on any log, makes trouble, and looks at what they did; [`job`] is what they
 //! run.
 
 mod clock;
@@ -11,6 +11,7 @@ pub mod fleet;
 mod gate;
 pub mod job;
 mod measured;
+pub mod mutate;
 mod place;
 pub mod skew;
 mod trace;
