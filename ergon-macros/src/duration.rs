@@ -5,7 +5,7 @@ use std::time::Duration;
 use syn::{Error, LitStr, Result};
 
 /// The longest duration an option takes: ten years, as whole days.
-const DURATION_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
+pub(crate) const DURATION_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
 
 /// Reads one duration, longer than zero and no longer than [`DURATION_MAX`].
 pub(crate) fn parse(literal: &LitStr) -> Result<Duration> {

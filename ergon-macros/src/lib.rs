@@ -49,6 +49,8 @@ mod duration;
 mod expand;
 
 mod errors;
+#[cfg(test)]
+mod mutation_tests;
 
 use proc_macro::TokenStream;
 
