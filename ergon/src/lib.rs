@@ -234,6 +234,9 @@ pub use signal::{SIGNAL_NAME_BYTES_MAX, Signal, SignalTimeout, await_external_si
 pub use step::Step;
 pub use timeline::{CallSummary, History};
 pub use timer::{Sleep, schedule_timer, schedule_timer_named, sleep, sleep_until};
+/// Tokio's combinators, for crates that depend on `ergon` alone.
+#[doc(no_inline)]
+pub use tokio::{join, select, try_join};
 #[cfg(feature = "postgres")]
 pub use transact::postgres;
 #[cfg(feature = "sqlite")]
