@@ -78,8 +78,12 @@ const REFUSED: &[(&str, Reason)] = &[
     ("task::block_in_place", Reason::Outside),
     ("spawn_blocking", Reason::Outside),
     ("JoinSet::new", Reason::Spawn),
+    ("JoinSet::default", Reason::Spawn),
+    ("Handle::current", Reason::Spawn),
+    ("Handle::try_current", Reason::Spawn),
     ("thread::spawn", Reason::Spawn),
     ("thread::scope", Reason::Spawn),
+    ("thread::Builder::new", Reason::Spawn),
     ("rayon::spawn", Reason::Spawn),
     // Timers that die with the process.
     ("thread::sleep", Reason::Sleep),
@@ -308,6 +312,9 @@ mod tests {
         check("task::spawn_blocking(|| 1);", "`#[step]`");
         check("spawn_blocking(|| 1);", "`#[step]`");
         check("std::thread::spawn(|| 1);", "child flow");
+        check("std::thread::Builder::new().spawn(|| 1);", "child flow");
+        check("let tasks = JoinSet::default();", "child flow");
+        check("tokio::runtime::Handle::current().spawn(async {});", "child flow");
         check("thread::sleep(second)", "`ergon::sleep`");
         check("tokio::time::sleep(second).await", "`ergon::sleep`");
         check("::tokio::time::timeout(second, step).await", "`ergon::timeout`");

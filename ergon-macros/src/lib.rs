@@ -158,7 +158,7 @@ pub fn flow_type(args: TokenStream, item: TokenStream) -> TokenStream {
 /// | `rand::random`, `thread_rng`, `fastrand::…` | `ergon::random()` |
 /// | `Uuid::new_v4`, `Uuid::now_v7`, `Ulid::new` | `ergon::uuid()` |
 /// | `tokio::time::sleep`, `interval`, `thread::sleep` | `ergon::sleep` |
-/// | `tokio::time::timeout` | `ergon::sleep` as a branch of `select!`, or a step's `timeout` |
+/// | `tokio::time::timeout` | `ergon::timeout`, or a step's `timeout` |
 /// | `tokio::spawn`, `thread::spawn`, `JoinSet::new` | a child flow, or steps that are joined |
 /// | `std::fs`, `std::env`, `std::process`, `reqwest`, … | a [`#[step]`](macro@step) |
 ///
