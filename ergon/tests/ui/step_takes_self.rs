@@ -19,6 +19,11 @@ impl Order {
     async fn refund() -> Result<(), String> {
         Ok(())
     }
+
+    #[step]
+    async fn note(&mut self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 fn main() {}
