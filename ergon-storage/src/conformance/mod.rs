@@ -523,6 +523,10 @@ mod tests {
             ("races", include_str!("races.rs")),
             ("durability", include_str!("durability.rs")),
             ("snapshots", include_str!("snapshots.rs")),
+            ("runs", include_str!("runs.rs")),
+            ("beats", include_str!("beats.rs")),
+            ("feeds", include_str!("feeds.rs")),
+            ("labels", include_str!("labels.rs")),
             ("script", include_str!("script.rs")),
         ];
         for (area, source) in areas {
