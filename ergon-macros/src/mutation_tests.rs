@@ -72,7 +72,7 @@ const TOKENS: [&str; 24] = [
     "\"18446744073709551615y\"",
 ];
 
-/// SplitMix64: a test needs no better luck, and no dependency for it.
+/// `SplitMix64`: a test needs no better luck, and no dependency for it.
 struct Luck(u64);
 
 impl Luck {

@@ -15,7 +15,7 @@ use crate::FlowId;
 
 /// The same code with other locks.
 #[path = "watch.rs"]
-#[allow(dead_code, unreachable_pub, missing_debug_implementations)]
+#[allow(clippy::duplicate_mod, dead_code, unreachable_pub)]
 mod watch;
 mod sync {
     pub(crate) use std::sync::PoisonError;
