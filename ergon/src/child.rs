@@ -36,6 +36,36 @@ use crate::{
 /// # Panics
 ///
 /// Starting it panics outside a flow.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::prelude::*;
+///
+/// #[flow]
+/// async fn pack(item: String) -> ergon::Result<String> {
+///     Ok(format!("packed {item}"))
+/// }
+///
+/// #[flow]
+/// async fn ship(items: Vec<String>) -> ergon::Result<Vec<String>> {
+///     let parcels: Vec<_> = items.into_iter().map(|item| child(pack(item)).start()).collect();
+///     let mut packed = Vec::new();
+///     for parcel in parcels {
+///         packed.push(parcel.await?);
+///     }
+///     Ok(packed)
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let log = InMemoryExecutionLog::new();
+/// let worker = Worker::new(log.clone()).register::<ship>().register::<pack>().start().await?;
+/// let shipped = Scheduler::new(log).schedule(ship(vec!["tea".into(), "cups".into()])).await?;
+/// assert_eq!(shipped.result().await?, ["packed tea", "packed cups"]);
+/// worker.shutdown().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn child<F: Flow>(flow: F) -> Child<F> {
     Child { flow, id: None, queue: None, priority: 0, start: Start::Now, labels: Labels::new() }
 }

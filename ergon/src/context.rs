@@ -467,6 +467,29 @@ pub fn attempt() -> u32 {
 /// # Panics
 ///
 /// Outside a flow.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::{idempotency_key, prelude::*};
+///
+/// #[flow]
+/// async fn pay() -> ergon::Result<[String; 2]> {
+///     Ok([charge(100).await?, charge(100).await?])
+/// }
+///
+/// #[step]
+/// async fn charge(cents: u64) -> ergon::Result<String> {
+///     let key = idempotency_key(); // to be sent along, so that a second attempt charges nobody twice
+///     Ok(format!("{cents} {key}"))
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let [first, second] = Executor::new(InMemoryExecutionLog::new()).run(pay()).await?;
+/// assert_ne!(first, second);
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn idempotency_key() -> String {
     let context = Context::current("ergon::idempotency_key()");
@@ -482,6 +505,30 @@ pub fn idempotency_key() -> String {
 /// # Panics
 ///
 /// Outside a flow, and when no state of this type was given; within a step the panic is a failed attempt.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::{prelude::*, state};
+///
+/// struct Prices(u64);
+///
+/// #[flow]
+/// async fn quote(pounds: u64) -> ergon::Result<u64> {
+///     price(pounds).await
+/// }
+///
+/// #[step]
+/// async fn price(pounds: u64) -> ergon::Result<u64> {
+///     Ok(pounds * state::<Prices>().0)
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let executor = Executor::new(InMemoryExecutionLog::new()).with_state(Prices(3));
+/// assert_eq!(executor.run(quote(7)).await?, 21);
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn state<T: Send + Sync + 'static>() -> Arc<T> {
     let context = Context::current("ergon::state()");
@@ -538,6 +585,24 @@ pub fn random() -> u64 {
 /// # Panics
 ///
 /// Outside a flow.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::{now, prelude::*, random, uuid};
+///
+/// #[flow]
+/// async fn draw() -> ergon::Result<bool> {
+///     let (first, second) = (uuid(), uuid());
+///     let lot = random() % 6 + 1; // whenever the flow is replayed, it is this one again
+///     Ok(first != second && (1..=6).contains(&lot) && now() == now())
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// assert!(Executor::new(InMemoryExecutionLog::new()).run(draw()).await?);
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn uuid() -> Uuid {
     let random = draw("ergon::uuid()");

@@ -41,6 +41,28 @@ pub const SIGNAL_NAME_BYTES_MAX: usize = Channel::BYTES_MAX - "signal:".len();
 /// # Panics
 ///
 /// Outside a flow.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::prelude::*;
+///
+/// #[flow]
+/// async fn order() -> ergon::Result<String> {
+///     let by: String = signal("approval").await?;
+///     Ok(format!("approved by {by}"))
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let log = InMemoryExecutionLog::new();
+/// let worker = Worker::new(log.clone()).register::<order>().start().await?;
+/// let order = Scheduler::new(log).schedule(order()).await?;
+/// order.signal("approval", "Ada").await?; // whether or not the flow waits for it yet
+/// assert_eq!(order.result().await?, "approved by Ada");
+/// worker.shutdown().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn signal<T: DeserializeOwned>(name: &str) -> Signal<T> {
     let context = Context::current("ergon::signal()");

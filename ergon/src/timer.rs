@@ -30,6 +30,24 @@ use crate::{
 /// # Cancel safety
 ///
 /// Dropping the future gives the timer up.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::prelude::*;
+///
+/// #[flow]
+/// async fn remind(name: String) -> ergon::Result<String> {
+///     sleep(Duration::from_millis(20)).await; // could be a month, in which nothing needs to run
+///     Ok(format!("{name}, it is time"))
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let text = Executor::new(InMemoryExecutionLog::new()).run(remind("Ada".into())).await?;
+/// assert_eq!(text, "Ada, it is time");
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn sleep(duration: Duration) -> Sleep {
     timer("sleep", Due::After(duration), Location::caller())
@@ -42,6 +60,24 @@ pub fn sleep(duration: Duration) -> Sleep {
 /// # Panics
 ///
 /// Outside a flow.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::{now, prelude::*};
+///
+/// #[flow]
+/// async fn wait() -> ergon::Result<bool> {
+///     let due = now().saturating_add(Duration::from_millis(20));
+///     sleep_until(due).await;
+///     Ok(now() >= due) // never early
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// assert!(Executor::new(InMemoryExecutionLog::new()).run(wait()).await?);
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn sleep_until(at: impl Into<Timestamp>) -> Sleep {
     timer("sleep_until", Due::At(at.into()), Location::caller())
