@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use crate::{CallPath, Error, ErrorKind, FlowId, Labels, Limits, Result, Timestamp, Wake};
+use crate::{Affinity, CallPath, Error, ErrorKind, FlowId, Labels, Limits, Result, Timestamp, Wake};
 
 /// A flow to be put on a queue.
 ///
@@ -115,6 +115,16 @@ impl NewFlow {
     #[must_use]
     pub fn with_labels(mut self, labels: Labels) -> Self {
         self.labels = labels;
+        self
+    }
+
+    /// The same flow with this affinity, in place of the one that it has.
+    #[must_use]
+    pub fn with_affinity(mut self, affinity: Affinity) -> Self {
+        match affinity.to_label() {
+            Some(label) => self.labels.set(Affinity::LABEL, label),
+            None => _ = self.labels.remove(Affinity::LABEL),
+        }
         self
     }
 
@@ -288,7 +298,8 @@ pub struct FlowInfo {
     /// When its time is up.
     pub deadline_at: Option<Timestamp>,
     /// While running, when its lease ends; while scheduled, when it may be claimed; while suspended, when it
-    /// wakes by itself, if ever: at its instant or when its time is up, whichever comes first.
+    /// wakes by itself, if ever: at its instant or when its time is up, whichever comes first. While it is due and kept for
+    /// its worker (see [`Affinity`]), when others may have it.
     pub due_at: Option<Timestamp>,
     /// How often it has been claimed: the fencing token of its latest lease.
     pub epoch: u64,
@@ -301,6 +312,15 @@ pub struct FlowInfo {
     pub emitted: u32,
     /// The worker that has it, or had its present run last.
     pub worker: Option<Arc<str>>,
+}
+
+impl FlowInfo {
+    /// True for a flow that is due and never moves, whose worker has not been heard of for
+    /// [a minute](Affinity::ABANDONED_AFTER): it waits until a worker of that name is there again.
+    pub fn is_abandoned(&self) -> bool {
+        self.due_at == Some(Timestamp::MAX)
+            && Affinity::binding(&self.labels) == Affinity::Require { takeover: crate::Takeover::Never }
+    }
 }
 
 /// All that the log knows about a flow but its history and mailbox.

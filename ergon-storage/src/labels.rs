@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Affinity, Error, ErrorKind, Result};
 
 /// A flow's labels: a small map of names to values, by which flows are listed and counted.
 ///
-/// Labels are for people and their tools, and the log never looks into them: a customer, a region, a stage. They are
-/// few and short, see [`check`](Self::check), and belong to no secret: every listing shows them.
+/// Labels are for people and their tools: a customer, a region, a stage. The log looks into none but the two of
+/// [`Affinity`]. They are few and short, see [`check`](Self::check), and belong to no secret: every listing shows them.
 ///
 /// # Examples
 ///
@@ -71,7 +71,8 @@ impl Labels {
 
     /// Checks the labels against their bounds: at most [`COUNT_MAX`](Self::COUNT_MAX) of them; a name has 1 to
     /// [`NAME_BYTES_MAX`](Self::NAME_BYTES_MAX) ASCII letters, digits, dots, dashes, underscores and slashes; a value
-    /// has at most [`VALUE_BYTES_MAX`](Self::VALUE_BYTES_MAX) bytes and no control characters.
+    /// has at most [`VALUE_BYTES_MAX`](Self::VALUE_BYTES_MAX) bytes and no control characters; those of [`Affinity`] say
+    /// what it can be.
     ///
     /// # Errors
     ///
@@ -97,7 +98,7 @@ impl Labels {
                 ));
             }
         }
-        Ok(())
+        Affinity::check(self)
     }
 
     /// Labels that keep their bounds as one text, a line each. Empty when there are none.

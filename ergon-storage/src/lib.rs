@@ -17,6 +17,7 @@
 //!
 //! [ergon]: https://docs.rs/ergon
 
+mod affinity;
 mod clock;
 mod codec;
 mod commit;
@@ -54,6 +55,7 @@ mod work;
 
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisExecutionLog, RedisOptions};
+pub use affinity::{Affinity, Takeover};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use codec::{CodecError, CodecExecutionLog, PayloadCodec, PayloadContext, PayloadKind};
 pub use commit::{Commit, CommitNow, Committed, Next, Wake};

@@ -70,6 +70,16 @@ pub trait ExecutionLog: Send + Sync + 'static {
     /// exceed `deliveries_max` is stalled instead, and is not part of the answer. Each claim raises the epoch.
     ///
     /// A row that cannot be read is stalled or passed over; it never hides the others.
+    ///
+    /// A flow that is bound to another worker by its [`Affinity`](crate::Affinity) is not leased, whatever the target,
+    /// and takes up no place in the limit: it is kept for that worker, and is due for others when its patience or the
+    /// time until the takeover has passed. The worker itself is given it at once, with priority as if it had been due
+    /// all the time; of those that are kept for it, so many come back with one claim as its limit says.
+    ///
+    /// The log has heard of a worker, to within a second, when it claims a flow that
+    /// [requires](crate::Affinity::Require) it, when it claims at all and the log has heard of it before, or when it
+    /// says that it is [there](ClaimRequest::is_place). One that was never heard of counts as heard of when it is
+    /// looked for first.
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed>;
 
     /// Renews leases to `lease` from now and answers for each in the same order. A lease that has ended but
@@ -409,8 +419,10 @@ pub enum Enqueued {
 /// Which flows to lease, and how.
 #[derive(Debug, Clone)]
 pub struct ClaimRequest {
-    /// Who asks, for people to read.
+    /// Who asks: what people read, and to what flows are bound by their [`Affinity`](crate::Affinity).
     pub worker: Arc<str>,
+    /// True when the worker is to be heard of: flows may be bound to it. A claim of no flow will do.
+    pub is_place: bool,
     /// Which flows.
     pub target: ClaimTarget,
     /// How many at most.
@@ -434,6 +446,7 @@ impl ClaimRequest {
     pub fn new(worker: impl Into<Arc<str>>, target: ClaimTarget) -> Self {
         Self {
             worker: worker.into(),
+            is_place: false,
             target,
             limit: 1,
             lease: Duration::from_secs(30),
@@ -467,6 +480,9 @@ pub struct Claimed {
     /// lease, also of one that this answer grants. In the past when more are due than were asked for; `None` when
     /// there is none.
     pub next_due_at: Option<Timestamp>,
+    /// True when the log takes note of when it hears of the worker: flows are or were bound to it. It shall be heard of
+    /// every few seconds, see [`ClaimRequest::is_place`].
+    pub is_place: bool,
 }
 
 /// A flow with the right to run it.

@@ -64,7 +64,7 @@ pub async fn a_store_that_is_opened_again_is_the_same(harness: &impl Harness) {
     again.snapshot().await.assert_is(&before, "it stays as it was");
 }
 
-fn lifetime<H: Harness>(_: &H) -> Lifetime {
+pub(super) fn lifetime<H: Harness>(_: &H) -> Lifetime {
     H::LIFETIME
 }
 

@@ -61,6 +61,7 @@
 
 mod scene;
 
+pub mod affinity;
 pub mod beats;
 pub mod cancel;
 pub mod children;
@@ -408,6 +409,25 @@ macro_rules! conformance_tests {
                 labelled_pages_are_stable
                 labels_go_with_their_flow
             }
+            affinity {
+                affinity_begins_anywhere
+                affinity_prefers_the_worker_that_ran_it_last
+                affinity_counts_patience_from_the_due_instant
+                affinity_requires_the_worker_until_it_is_gone
+                affinity_takes_over_at_once_from_who_is_long_gone
+                affinity_never_moves_what_must_not
+                affinity_knows_a_restarted_worker_by_its_name
+                affinity_lets_a_late_worker_renew
+                affinity_blocks_nobody
+                affinity_goes_by_type_and_queue_too
+                affinity_holds_for_a_claim_of_one_flow
+                affinity_of_a_session_goes_first
+                affinity_ends_with_the_time_limit
+                affinity_leaves_kept_flows_to_everyone_else
+                affinity_hints_the_worker_that_a_flow_is_kept_for
+                affinity_is_checked
+                affinity_holds_when_many_ask_at_once
+            }
             upkeep {
                 prune_at_the_age_but_not_before
                 prune_takes_the_longest_finished_first
@@ -527,6 +547,7 @@ mod tests {
             ("beats", include_str!("beats.rs")),
             ("feeds", include_str!("feeds.rs")),
             ("labels", include_str!("labels.rs")),
+            ("affinity", include_str!("affinity.rs")),
             ("script", include_str!("script.rs")),
         ];
         for (area, source) in areas {

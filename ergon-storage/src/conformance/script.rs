@@ -7,9 +7,9 @@ use super::{
     scene::{Handle, Scene, id},
 };
 use crate::{
-    Beat, CallKind, CallPath, Channel, ClaimRequest, ClaimTarget, Claimed, Clock, Commit, Feed, Filter, FlowId,
-    FlowState, InMemoryExecutionLog, Keep, Labels, Lease, ManualClock, Message, NewFlow, NewItem, NewMessage, Next,
-    Parent, Phase, PrunePolicy, Record, Reset, Result, Snapshot, Start, Timestamp, Wake,
+    Affinity, Beat, CallKind, CallPath, Channel, ClaimRequest, ClaimTarget, Claimed, Clock, Commit, Feed, Filter,
+    FlowId, FlowState, InMemoryExecutionLog, Keep, Labels, Lease, ManualClock, Message, NewFlow, NewItem, NewMessage,
+    Next, Parent, Phase, PrunePolicy, Record, Reset, Result, Snapshot, Start, Timestamp, Wake,
 };
 
 /// A hundred short scripts: every answer and every read is that of the log in memory.
@@ -96,6 +96,8 @@ const NAMES: [&str; 10] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "ü"];
 const QUEUES: [&str; 2] = ["default", "other"];
 const TYPES: [(&str, u32); 3] = [("Order", 1), ("Order", 2), ("Refund", 1)];
 const LABELS: [(&str, &str); 3] = [("stage", "1"), ("stage", "2"), ("region", "eu")];
+const AFFINITIES: [&str; 5] =
+    ["prefer 3000000", "prefer 20000000", "require 15000000", "require 40000000", "require never"];
 const BUILDS: [&str; 2] = ["build-1", "build-2"];
 
 impl Script {
@@ -169,7 +171,13 @@ impl Script {
 
     fn labels(&mut self) -> Labels {
         let labels = self.random.some(&LABELS);
-        if self.random.one_in(2) { Labels::new() } else { labels.into_iter().collect() }
+        let mut labels: Labels = if self.random.one_in(2) { Labels::new() } else { labels.into_iter().collect() };
+        for name in [Affinity::LABEL, Affinity::SESSION_LABEL] {
+            if self.random.one_in(5) {
+                labels.set(name, *self.random.pick(&AFFINITIES));
+            }
+        }
+        labels
     }
 
     fn parent(&mut self, id: FlowId) -> Parent {
@@ -205,6 +213,7 @@ impl Script {
         };
         let request = ClaimRequest {
             worker: format!("worker-{}", self.random.below(2)).into(),
+            is_place: self.random.one_in(6),
             target,
             limit: self.random.below(5),
             lease: Duration::from_secs(self.random.number(30)),

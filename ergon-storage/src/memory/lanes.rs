@@ -37,6 +37,13 @@ impl Lane {
     }
 }
 
+impl Lane {
+    /// True when the flow's lane is among these.
+    pub(super) fn has(lanes: &BTreeSet<Self>, info: &FlowInfo) -> bool {
+        lanes.contains(info as &dyn Named)
+    }
+}
+
 /// What names a lane: a flow finds its own without making one.
 trait Named {
     fn name(&self) -> (&str, &str, u32);

@@ -2,6 +2,7 @@
 
 mod lanes;
 mod mailbox;
+mod places;
 mod snapshot;
 mod state;
 

@@ -10,10 +10,11 @@ use bytes::Bytes;
 use super::{
     lanes::{Lane, Lanes},
     mailbox::Mailbox,
+    places::Places,
 };
 use crate::{
-    Beat, CallPath, Cancelled, Channel, ChildOutcome, ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Clock, Commit,
-    Committed, Count, Cursor, Enqueued, Error, ErrorKind, Feed, Filter, FlowId, FlowInfo, FlowPage, FlowRecord,
+    Affinity, Beat, CallPath, Cancelled, Channel, ChildOutcome, ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Clock,
+    Commit, Committed, Count, Cursor, Enqueued, Error, ErrorKind, Feed, Filter, FlowId, FlowInfo, FlowPage, FlowRecord,
     FlowState, Item, Keep, Lease, LeaseState, Limits, Message, NewFlow, NewItem, NewMessage, Next, Parent, PrunePolicy,
     Record, Result, Retried, Sent, Timestamp, Wake,
 };
@@ -29,6 +30,7 @@ pub(super) struct State {
     /// The flows that name this one as their parent, which need not exist.
     children: HashMap<FlowId, BTreeSet<u64>>,
     index: Index,
+    places: Places,
     /// What the transition has given rise to; taken after each one.
     pub(super) hints: Hints,
 }
@@ -225,12 +227,18 @@ impl State {
             ClaimTarget::Flow(id) => self.ids.get(id).copied(),
             ClaimTarget::Queues { .. } => None,
         };
+        let is_heard = self.places.hear(&request.worker, request.is_place, now);
+        self.bring_back(request, &lanes, single);
         let mut chosen = Vec::new();
-        let mut poisonous = Vec::new();
+        let (mut poisonous, mut bound) = (Vec::new(), Vec::new());
         let due_alone = single.filter(|number| self.flows[number].is_due(now));
         for number in due_alone.into_iter().chain(self.index.lanes.due(&lanes, now)) {
             if chosen.len() >= request.limit {
                 break;
+            }
+            if let Some(until) = self.kept_until(&self.flows[&number].info, number, &request.worker, now) {
+                bound.push((number, until));
+                continue;
             }
             let harmless = self.flows[&number].info.deliveries < request.deliveries_max.max(1);
             if harmless { &mut chosen } else { &mut poisonous }.push(number);
@@ -245,15 +253,76 @@ impl State {
                 flow.set(FlowState::Stalled, None, Some(reason.into()));
             });
         }
-        let flows = chosen.into_iter().map(|number| self.lease(number, request, now)).collect();
+        for (number, until) in bound {
+            self.keep(number, until, now);
+        }
+        let flows: Vec<_> = chosen.into_iter().map(|number| self.lease(number, request, now)).collect();
+        let is_place = is_heard || self.places.heard_at(&request.worker).is_some();
         let next_due_at = match single {
             Some(number) => self.flows[&number].info.due_at,
             None => self.index.lanes.next_due_at(&lanes),
         };
-        Claimed { flows, next_due_at }
+        Claimed { flows, next_due_at, is_place }
+    }
+
+    /// Until when a flow that is due is kept for another worker than this one.
+    fn kept_until(&self, info: &FlowInfo, number: u64, worker: &str, now: Timestamp) -> Option<Timestamp> {
+        if info.labels.is_empty() {
+            return None;
+        }
+        let bound_to = info.worker.as_ref().filter(|bound_to| ***bound_to != *worker)?;
+        let due_at = self.places.due_at(number, info.due_at?);
+        let heard_at = self.places.heard_at(bound_to).unwrap_or(now);
+        Affinity::binding(&info.labels).kept_until(due_at, heard_at, info.deadline_at, now)
+    }
+
+    /// Keeps a flow for its worker until then.
+    fn keep(&mut self, number: u64, until: Timestamp, now: Timestamp) {
+        let info = &self.flows[&number].info;
+        let (Some(worker), Some(filed_at)) = (info.worker.clone(), info.due_at) else { return };
+        if matches!(Affinity::binding(&info.labels), Affinity::Require { .. })
+            && self.places.heard_at(&worker).is_none()
+        {
+            self.places.hear(&worker, true, now);
+        }
+        self.places.keep(number, worker, self.places.due_at(number, filed_at), until);
+        self.refile(number, until);
+    }
+
+    /// Makes flows claimable that are kept for a worker, as many as it asks for.
+    fn bring_back(&mut self, request: &ClaimRequest, lanes: &BTreeSet<Lane>, single: Option<u64>) {
+        let (mut missing, mut place) = (request.limit, (Timestamp::from_micros(i64::MIN), 0));
+        while missing > 0
+            && let Some((next, until)) = self.places.next_of(&request.worker, place)
+        {
+            place = next;
+            let (due_at, number) = next;
+            let info = &self.flows[&number].info;
+            if info.due_at != Some(until) || info.worker.as_ref() != Some(&request.worker) {
+                self.places.forget(number);
+            } else if single == Some(number) || Lane::has(lanes, info) {
+                self.places.forget(number);
+                self.refile(number, due_at);
+                missing -= 1;
+            }
+        }
+    }
+
+    /// Files a flow under another instant.
+    fn refile(&mut self, number: u64, due_at: Timestamp) {
+        let flow = self.flows.get_mut(&number).expect("the caller has found it");
+        self.index.remove(number, &flow.info);
+        flow.info.due_at = Some(due_at);
+        self.index.insert(number, &flow.info);
+        self.hints.queue = true;
     }
 
     fn lease(&mut self, number: u64, request: &ClaimRequest, now: Timestamp) -> ClaimedFlow {
+        let labels = &self.flows[&number].info.labels;
+        if !labels.is_empty() && matches!(Affinity::binding(labels), Affinity::Require { .. }) {
+            self.places.hear(&request.worker, true, now);
+        }
+        self.places.forget(number);
         self.update(number, |flow| {
             flow.set(FlowState::Running, Some(now.saturating_add(request.lease)), None);
             flow.last_commit = None;
@@ -794,6 +863,7 @@ impl State {
 
     pub(super) fn forget(&mut self, number: u64) {
         let Some(flow) = self.flows.remove(&number) else { return };
+        self.places.forget(number);
         self.index.remove(number, &flow.info);
         self.ids.remove(&flow.info.id);
         if let Some(parent) = &flow.info.parent

@@ -19,11 +19,89 @@ $$ SELECT CASE WHEN p_at + p_by > 253402300799999999 THEN 253402300799999999 ELS
 
 -- ---- queue -----------------------------------------------------------------------------------------------------
 
+-- Takes note that a worker was heard of, if it is a place or was heard of before; answers whether it was.
+CREATE FUNCTION {s}.hear(p_now bigint, p_worker text, p_is_place boolean) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    v_heard bigint;
+BEGIN
+    SELECT p.heard_us INTO v_heard FROM {s}.places p WHERE p.worker = p_worker;
+    IF p_now >= v_heard + 1000000 THEN
+        UPDATE {s}.places p SET heard_us = greatest(p.heard_us, p_now) WHERE p.worker = p_worker;
+    ELSIF v_heard IS NULL AND p_is_place THEN
+        INSERT INTO {s}.places AS p (worker, heard_us) VALUES (p_worker, p_now) ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN p_is_place OR v_heard IS NOT NULL;
+END $$;
+
+-- What binds a flow: its session, or else its affinity.
+CREATE FUNCTION {s}.binding(p_key bigint) RETURNS text LANGUAGE sql VOLATILE AS $$
+    SELECT n.value FROM {s}.labels n
+    WHERE n.flow = p_key AND n.name IN ('ergon.affinity', 'ergon.session') ORDER BY n.name DESC LIMIT 1
+$$;
+
+-- Keeps those of these flows, which are due and locked, for the workers that they are bound to that are bound to others
+-- than this one; answers with them.
+CREATE FUNCTION {s}.keep(p_now bigint, p_worker text, p_keys bigint[]) RETURNS bigint[] LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    v_kept bigint[] := '{}';
+    v_flow record;
+    v_words text[];
+    v_heard bigint;
+    v_until bigint;
+BEGIN
+    FOR v_flow IN
+        SELECT f.key, f.lane, f.worker, f.deadline_us, {s}.binding(f.key) AS binding,
+            CASE WHEN k.until_us = f.due_us THEN k.due_us ELSE f.due_us END AS due_us
+        FROM unnest(p_keys) c (key) JOIN {s}.flows f ON f.key = ANY (ARRAY[c.key])
+        LEFT JOIN {s}.kept k ON k.flow = ANY (ARRAY[c.key])
+        WHERE f.worker <> p_worker
+    LOOP
+        CONTINUE WHEN v_flow.binding IS NULL;
+        v_words := string_to_array(v_flow.binding, ' ');
+        SELECT p.heard_us INTO v_heard FROM {s}.places p WHERE p.worker = v_flow.worker;
+        v_until := CASE
+            WHEN v_words[1] = 'prefer' THEN {s}.later(v_flow.due_us, v_words[2]::bigint)
+            WHEN v_words[2] <> 'never' THEN {s}.later(coalesce(v_heard, p_now), v_words[2]::bigint)
+            WHEN {s}.later(coalesce(v_heard, p_now), 60000000) > p_now THEN {s}.later(coalesce(v_heard, p_now), 60000000)
+            ELSE 253402300799999999 END;
+        v_until := least(v_until, v_flow.deadline_us);
+        CONTINUE WHEN v_until <= p_now;
+        IF v_words[1] = 'require' AND v_heard IS NULL THEN
+            PERFORM {s}.hear(p_now, v_flow.worker, true);
+        END IF;
+        INSERT INTO {s}.kept AS k (flow, worker, lane, due_us, until_us)
+        VALUES (v_flow.key, v_flow.worker, v_flow.lane, v_flow.due_us, v_until)
+        ON CONFLICT (flow) DO UPDATE SET worker = excluded.worker, due_us = excluded.due_us, until_us = excluded.until_us;
+        UPDATE {s}.flows f SET due_us = v_until WHERE f.key = v_flow.key;
+        v_kept := v_kept || v_flow.key;
+    END LOOP;
+    RETURN v_kept;
+END $$;
+
+-- Makes flows claimable that are kept for a worker, so many at most: those of these lanes, or this one.
+CREATE FUNCTION {s}.bring_back(p_worker text, p_lanes integer[], p_key bigint, p_limit bigint)
+RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    v_flows bigint[];
+BEGIN
+    -- In the order of their keys, as all rows of flows are locked; what others hold comes back later.
+    v_flows := ARRAY(SELECT f.key FROM {s}.flows f WHERE f.key = ANY (ARRAY(
+            SELECT k.flow FROM {s}.kept k JOIN {s}.flows o ON o.key = ANY (ARRAY[k.flow])
+            WHERE k.worker = p_worker AND (k.lane = ANY (p_lanes) OR k.flow = p_key)
+                AND o.due_us = k.until_us AND o.worker = p_worker
+            ORDER BY k.due_us, k.flow LIMIT p_limit))
+        ORDER BY f.key FOR NO KEY UPDATE SKIP LOCKED);
+    UPDATE {s}.flows f SET due_us = k.due_us FROM {s}.kept k
+    WHERE f.key = ANY (v_flows) AND k.flow = f.key AND f.due_us = k.until_us AND f.worker = p_worker;
+    DELETE FROM {s}.kept k WHERE k.flow = ANY (v_flows);
+END $$;
+
 -- Leases the flow `p_flow`, or where that is null flows of these lanes, which come with their priorities, the highest
 -- first, or stalls the ones that were delivered too often. Does nothing when there are more lanes than are known.
 -- `p_granted` are passed over: an earlier round has leased them, perhaps for no time.
 CREATE FUNCTION {s}.claim(p_now bigint, p_flow text, p_known bigint, p_lanes integer[], p_priorities smallint[],
-    p_limit bigint, p_lease bigint, p_deliveries_max bigint, p_worker text, p_granted bigint[])
+    p_limit bigint, p_lease bigint, p_deliveries_max bigint, p_worker text, p_granted bigint[],
+    p_is_place boolean)
 RETURNS SETOF {s}.claimed LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
@@ -38,7 +116,17 @@ DECLARE
     v_locked bigint[];
     v_next bigint;
     v_count bigint;
+    v_kept bigint[] := '{}';
+    v_kept_in_all integer := 0;
+    -- Whether flows are bound to workers, or were; where it is false nothing else is looked at.
+    v_binds boolean := EXISTS (SELECT FROM {s}.labels n WHERE n.name = 'ergon.affinity')
+        OR EXISTS (SELECT FROM {s}.labels n WHERE n.name = 'ergon.session');
+    v_is_place boolean := p_is_place OR v_binds OR EXISTS (SELECT FROM {s}.places);
 BEGIN
+    v_is_place := v_is_place AND {s}.hear(v_now, p_worker, p_is_place);
+    IF v_binds AND p_limit > 0 THEN
+        PERFORM {s}.bring_back(p_worker, p_lanes, (SELECT a.key FROM {s}.facts a WHERE a.id = p_flow), p_limit);
+    END IF;
     IF p_flow IS NOT NULL THEN
         SELECT array_agg(key) INTO v_seen FROM (
             SELECT f.key FROM {s}.facts a JOIN {s}.flows f ON f.key = ANY (ARRAY[a.key])
@@ -47,6 +135,10 @@ BEGIN
         v_now := {s}.now_us(p_now);
         IF p_limit > 0 AND EXISTS (SELECT FROM {s}.flows f WHERE f.key = v_seen[1] AND f.due_us <= v_now) THEN
             v_chosen := v_seen;
+            IF v_binds AND {s}.keep(v_now, p_worker, v_seen) <> '{}' THEN
+                v_chosen := '{}';
+                v_kept_in_all := 1;
+            END IF;
         END IF;
     ELSE
         SELECT count(*) INTO v_count FROM {s}.lanes;
@@ -63,9 +155,19 @@ BEGIN
             SELECT array_agg(key) INTO v_locked FROM (
                 SELECT f.key FROM {s}.flows f
                 WHERE f.lane = p_lanes[v_from] AND f.due_us <= v_now AND f.key <> ALL (p_granted)
+                    AND f.key <> ALL (v_chosen)
                 ORDER BY f.due_us, f.key LIMIT v_missing FOR NO KEY UPDATE SKIP LOCKED) due;
+            v_kept := '{}';
+            IF v_binds AND v_locked IS NOT NULL THEN
+                v_kept := {s}.keep(v_now, p_worker, v_locked);
+                v_kept_in_all := v_kept_in_all + cardinality(v_kept);
+                v_locked := ARRAY(SELECT c.key FROM unnest(v_locked) WITH ORDINALITY c (key, place)
+                    WHERE c.key <> ALL (v_kept) ORDER BY c.place);
+            END IF;
             v_chosen := v_chosen || v_locked;
             v_missing := v_missing - coalesce(cardinality(v_locked), 0);
+            -- Others come after those that are kept.
+            CONTINUE WHEN v_kept <> '{}';
         ELSE
             v_lanes := p_lanes[v_from:v_to];
             v_tried := p_granted;
@@ -82,6 +184,12 @@ BEGIN
                     SELECT f.key FROM {s}.flows f WHERE f.key = ANY (v_seen)
                         AND coalesce(f.due_us, 9223372036854775807) <= v_now
                     ORDER BY f.due_us, f.key FOR NO KEY UPDATE SKIP LOCKED) due;
+                IF v_binds AND v_locked IS NOT NULL THEN
+                    v_kept := {s}.keep(v_now, p_worker, v_locked);
+                    v_kept_in_all := v_kept_in_all + cardinality(v_kept);
+                    v_locked := ARRAY(SELECT c.key FROM unnest(v_locked) WITH ORDINALITY c (key, place)
+                        WHERE c.key <> ALL (v_kept) ORDER BY c.place);
+                END IF;
                 v_chosen := v_chosen || v_locked;
                 v_missing := v_missing - coalesce(cardinality(v_locked), 0);
                 v_tried := v_tried || v_seen;
@@ -90,6 +198,12 @@ BEGIN
         v_from := v_to + 1;
     END LOOP;
     IF v_chosen <> '{}' THEN
+        IF v_binds THEN
+            DELETE FROM {s}.kept k WHERE k.flow = ANY (v_chosen);
+            IF EXISTS (SELECT FROM unnest(v_chosen) c (key) WHERE {s}.binding(c.key) LIKE 'require %') THEN
+                v_is_place := {s}.hear(v_now, p_worker, true);
+            END IF;
+        END IF;
         RETURN QUERY
         UPDATE {s}.flows f SET
             state = CASE WHEN f.deliveries < p_deliveries_max THEN 2 ELSE 7 END,
@@ -120,8 +234,8 @@ BEGIN
             SELECT f.due_us FROM {s}.flows f WHERE f.lane = l.lane AND f.due_us IS NOT NULL
             ORDER BY f.due_us, f.key LIMIT 1) due;
     END IF;
-    RETURN NEXT (NULL, v_count, NULL, NULL, NULL, v_next, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-        NULL, NULL, NULL, NULL, v_now, NULL)::{s}.claimed;
+    RETURN NEXT (NULL, v_count, NULL, NULL, NULL, v_next, NULL, NULL, v_kept_in_all, NULL, NULL, NULL, NULL, NULL,
+        v_is_place, NULL, NULL, NULL, NULL, NULL, v_now, NULL)::{s}.claimed;
 END $$;
 
 -- ---- labels ----------------------------------------------------------------------------------------------------
@@ -232,6 +346,7 @@ CREATE FUNCTION {s}.forget(p_keys bigint[]) RETURNS void LANGUAGE sql VOLATILE A
     DELETE FROM {s}.items i WHERE i.flow = ANY (p_keys);
     DELETE FROM {s}.effects e WHERE e.flow = ANY (p_keys);
     DELETE FROM {s}.labels n WHERE n.flow = ANY (p_keys);
+    DELETE FROM {s}.kept k WHERE k.flow = ANY (p_keys);
 $$;
 
 -- True unless there is a flow of this id that has not ended.

@@ -190,11 +190,11 @@ fn place(row: &Row, index: usize) -> Result<usize> {
 }
 
 pub(super) async fn claim(log: &Inner, request: &ClaimRequest) -> Result<Claimed> {
-    let (mut granted, mut next_due_at) = (Vec::<Leased>::new(), None);
+    let (mut granted, mut next_due_at, mut is_place) = (Vec::<Leased>::new(), None, request.is_place);
     loop {
         let asked = request.limit - granted.len();
         let round = claim_once(log, request, asked, &granted).await;
-        let Round { flows, stalled, next_due_at: next, is_stale } = match round {
+        let Round { flows, stalled, next_due_at: next, is_place: heard, is_stale } = match round {
             Ok(round) => round,
             Err(error) if granted.is_empty() => return Err(error),
             Err(error) => {
@@ -203,6 +203,7 @@ pub(super) async fn claim(log: &Inner, request: &ClaimRequest) -> Result<Claimed
             }
         };
         next_due_at = next;
+        is_place |= heard;
         let found = flows.len() + stalled;
         granted.extend(flows);
         if is_stale {
@@ -231,7 +232,7 @@ pub(super) async fn claim(log: &Inner, request: &ClaimRequest) -> Result<Claimed
             }
         }
     }
-    Ok(Claimed { flows, next_due_at })
+    Ok(Claimed { flows, next_due_at, is_place })
 }
 
 /// A claimed flow with what was read of it; `None` when it is not there any more.
@@ -288,6 +289,7 @@ struct Round {
     flows: Vec<Leased>,
     stalled: usize,
     next_due_at: Option<Timestamp>,
+    is_place: bool,
     /// Others have added lanes, and nothing was done.
     is_stale: bool,
 }
@@ -304,8 +306,20 @@ async fn claim_once(log: &Inner, request: &ClaimRequest, limit: usize, granted: 
     };
     let limit_number = i64::try_from(limit).unwrap_or(i64::MAX).min(i64::from(i32::MAX));
     let granted: Vec<i64> = granted.iter().map(|leased| leased.key).collect();
-    let values: [&(dyn ToSql + Sync); 10] =
-        [&now, &flow, &known, &lanes, &priorities, &limit_number, &lease, &deliveries_max, &worker, &granted];
+    let is_place = request.is_place;
+    let values: [&(dyn ToSql + Sync); 11] = [
+        &now,
+        &flow,
+        &known,
+        &lanes,
+        &priorities,
+        &limit_number,
+        &lease,
+        &deliveries_max,
+        &worker,
+        &granted,
+        &is_place,
+    ];
     let rows = log.pool.query(Role::Queue, Statement::Claim, &values, Repeat::Unsafe).await?;
     match read_round(log, request, &rows, known, sent).await {
         Ok((mut round, read_at)) => {
@@ -338,6 +352,11 @@ async fn read_round(
     for row in rows {
         let Some(key) = get::<Option<i64>>(row, 0)? else {
             round.next_due_at = instant_opt(row, 5)?;
+            round.is_place = get(row, 14)?;
+            if get::<i32>(row, 8)? > 0 {
+                // Its worker is to hear of what is kept for it.
+                log.news.queue();
+            }
             read_at = row::instant(row, 20)?;
             log.observe(sent, read_at);
             if get::<Option<i64>>(row, 1)?.is_some_and(|count| count != known) {

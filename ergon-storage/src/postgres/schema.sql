@@ -147,6 +147,22 @@ CREATE TABLE {s}.effects (
     PRIMARY KEY (flow, call)
 );
 
+-- The flows that are due and are kept for the workers that they are bound to: since when they are due, and what they are
+-- filed under meanwhile. What is filed otherwise by now is kept no more.
+CREATE TABLE {s}.kept (
+    flow bigint PRIMARY KEY,
+    worker text COLLATE "C" NOT NULL,
+    lane integer NOT NULL,
+    due_us bigint NOT NULL,
+    until_us bigint NOT NULL
+);
+CREATE INDEX kept_worker ON {s}.kept (worker, due_us, flow);
+-- When workers were heard of that flows are or were bound to.
+CREATE TABLE {s}.places (
+    worker text COLLATE "C" PRIMARY KEY,
+    heard_us bigint NOT NULL
+);
+
 -- What a claim answers with: the flows, by their numbers, and last one row without a key that says what is due next,
 -- and how many lanes there are.
 CREATE TYPE {s}.claimed AS (

@@ -99,6 +99,7 @@ pub(super) fn claim(request: &ClaimRequest) -> Args {
     // Each hasher of the standard library has keys of its own.
     let nonce = LeaseKey::nonce(RandomState::new().hash_one(&request.worker));
     args.text(&*request.worker).number(nonce).micros(request.lease).number(request.deliveries_max.max(1));
+    args.number(u8::from(request.is_place));
     args.count(request.history_max).count(request.messages_max).count(request.limit);
     match &request.target {
         ClaimTarget::Flow(id) => args.text(id.as_str()).number(0),
@@ -141,7 +142,8 @@ impl Unreadable {
 
 /// The claimed flows, and those that could not be read.
 pub(super) fn claimed(answer: Value) -> Result<(Claimed, Vec<Unreadable>)> {
-    let [next_due_at, answers, passed] = tuple(answer)?;
+    let [next_due_at, answers, passed, is_place] = tuple(answer)?;
+    let is_place = int(&is_place)? == 1;
     let (mut flows, mut unreadable) = (Vec::new(), Vec::new());
     for name in all_bytes(passed)? {
         unreadable.push(Unreadable {
@@ -170,7 +172,7 @@ pub(super) fn claimed(answer: Value) -> Result<(Claimed, Vec<Unreadable>)> {
             }
         }
     }
-    Ok((Claimed { flows, next_due_at: parse_instant(&text(next_due_at)?)? }, unreadable))
+    Ok((Claimed { flows, next_due_at: parse_instant(&text(next_due_at)?)?, is_place }, unreadable))
 }
 
 /// Adds a lease, as `LEASE` in queue.lua; answers with the number of its flow.

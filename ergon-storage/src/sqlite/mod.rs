@@ -15,6 +15,7 @@ mod mailbox;
 mod options;
 mod outside;
 mod owners;
+mod places;
 mod queue;
 mod read;
 mod readers;

@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, params};
 use super::{
     error::{Fault, Outcome},
     lanes::Lane,
-    owners,
+    owners, places,
     row::{self, FlowRow, INPUT, SEQ_LAST, slot},
     writer::Tx,
 };
@@ -117,10 +117,13 @@ pub(super) fn is_what_is_wanted(tx: &mut Tx<'_, '_>, wanted: &NewFlow) -> Outcom
 }
 
 pub(super) fn claim(tx: &mut Tx<'_, '_>, request: &ClaimRequest) -> Outcome<Claimed> {
-    let claimed = claim_due(tx, request)?;
+    let is_heard = places::hear(tx, &request.worker, request.is_place)?;
+    places::bring_back(tx, request)?;
+    let mut claimed = claim_due(tx, request)?;
     if claimed.flows.is_empty() && request.limit > 0 && owners::look(tx)? {
-        return claim_due(tx, request);
+        claimed = claim_due(tx, request)?;
     }
+    claimed.is_place = is_heard || places::hear(tx, &request.worker, false)?;
     Ok(claimed)
 }
 
@@ -230,6 +233,10 @@ fn lease(tx: &mut Tx<'_, '_>, key: i64, request: &ClaimRequest, now: Timestamp) 
         Err(fault) => return Err(fault),
     };
     let info = &mut claimed.info;
+    let may_be_bound = !info.labels.is_empty();
+    if may_be_bound && places::keep(tx, key, info, &request.worker, now)? {
+        return Ok(None);
+    }
     if info.deliveries >= request.deliveries_max.max(1) {
         let (times, worker) = (info.deliveries, info.worker.as_deref().unwrap_or("nobody"));
         let reason = format!(
@@ -257,6 +264,9 @@ fn lease(tx: &mut Tx<'_, '_>, key: i64, request: &ClaimRequest, now: Timestamp) 
         &*request.worker,
         tx.owners.id(),
     ])?;
+    if may_be_bound {
+        places::leased(tx, key, info, &request.worker)?;
+    }
     claimed.lease.epoch = info.epoch;
     tx.hints.flows.push(info.id.clone());
     Ok(Some(claimed))

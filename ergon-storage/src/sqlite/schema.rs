@@ -153,6 +153,21 @@ const MIGRATIONS: &[&str] = &[
         PRIMARY KEY (flow, call)
     ) STRICT, WITHOUT ROWID;
 
+    -- The flows that are due and are kept for the workers that they are bound to: since when they are due, and what they
+    -- are filed under meanwhile. When the workers were heard of.
+    CREATE TABLE kept (
+        flow INTEGER PRIMARY KEY,
+        worker TEXT NOT NULL,
+        lane INTEGER NOT NULL,
+        due_us INTEGER NOT NULL,
+        until_us INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX kept_worker ON kept (worker, due_us, flow);
+    CREATE TABLE places (
+        worker TEXT PRIMARY KEY,
+        heard_us INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
     -- By their types, so that those that are to be forgotten are found without the others.
     DROP INDEX flows_finished;
     CREATE INDEX flows_finished ON flows (lane, finished_us) WHERE finished_us IS NOT NULL;",

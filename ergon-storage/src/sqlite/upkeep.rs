@@ -4,6 +4,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::{
     error::Outcome,
+    places,
     read::add_in,
     row::{self, INPUT, RESULT, slot},
     writer::Tx,
@@ -94,6 +95,7 @@ pub(super) fn forget(tx: &Tx<'_, '_>, key: i64) -> Outcome<()> {
     tx.conn.prepare_cached("DELETE FROM items WHERE flow = ?1")?.execute([key])?;
     tx.conn.prepare_cached("DELETE FROM effects WHERE flow = ?1")?.execute([key])?;
     tx.conn.prepare_cached("DELETE FROM flow_labels WHERE flow = ?1")?.execute([key])?;
+    places::forget(tx, key)?;
     tx.conn.prepare_cached("UPDATE meta SET value = ?1 WHERE name = 'key_floor' AND value < ?1")?.execute([key])?;
     Ok(())
 }

@@ -60,6 +60,8 @@ pub(super) struct Tx<'t, 'c> {
     pub(super) hints: &'t mut Hints,
     pub(super) limits: &'t Limits,
     clock: &'t dyn Clock,
+    /// Whether flows are or were bound to workers; `None` when that must be looked up.
+    pub(super) places: &'t mut Option<bool>,
     /// The greatest key of a flow so far; looked up when it is first needed.
     key_last: &'t mut Option<i64>,
 }
@@ -208,6 +210,7 @@ struct Writer<'c> {
     owners: Owners,
     hints: Hints,
     data_version: i64,
+    places: Option<bool>,
     environment: &'c Environment,
 }
 
@@ -218,7 +221,7 @@ impl<'c> Writer<'c> {
         let mut lanes = Lanes::default();
         lanes.load(conn)?;
         let (owners, hints) = (Owners::default(), Hints::default());
-        Ok(Self { conn, st, lanes, owners, hints, data_version, environment })
+        Ok(Self { conn, st, lanes, owners, hints, data_version, places: None, environment })
     }
 
     /// Takes a part among the logs on the file, and sees which of the others are gone.
@@ -321,6 +324,7 @@ impl<'c> Writer<'c> {
                 tracing::error!(%error, "a transaction could not be rolled back");
             }
             self.hints.flows.truncate(hinted);
+            self.places = None;
             // A lane that was made in vain must not be remembered.
             self.lanes = Lanes::default();
             self.lanes.load(self.conn)?;
@@ -341,6 +345,7 @@ impl<'c> Writer<'c> {
                 hints: &mut self.hints,
                 limits: &self.environment.limits,
                 clock: &*self.environment.clock,
+                places: &mut self.places,
                 key_last: &mut key_last,
             };
             catch_unwind(AssertUnwindSafe(|| job.apply(&mut tx)))
@@ -383,6 +388,7 @@ impl<'c> Writer<'c> {
                 return Err(Error::new(ErrorKind::Unsupported, message).into());
             }
             self.lanes.load(self.conn)?;
+            self.places = None;
         }
         Ok(())
     }

@@ -115,6 +115,141 @@ local function enqueue()
     return answers
 end
 
+local bindings = {}
+do
+    -- How long a worker must not have been heard of for a flow that never moves to count as abandoned; how exactly it is
+    -- known when one was heard of.
+    local ABANDONED_AFTER, HEARD_STEP = 60000000, 1000000
+
+    -- What binds a flow: 'prefer' or 'require', and for how many microseconds or 'never'; nil when nothing does.
+    local function binding(r)
+        if r.labels == '' then
+            return
+        end
+        local lines = '\n' .. r.labels
+        local kind, time = match(lines, '\nergon%.session=(%l+) (%w+)')
+        if not kind then
+            kind, time = match(lines, '\nergon%.affinity=(%l+) (%w+)')
+        end
+        return kind, time
+    end
+
+    -- Takes note that a worker was heard of, if it is a place or was heard of before; answers whether it was.
+    bindings.hear = function(worker, is_place)
+        local before = call('ZSCORE', prefix .. 'places', worker)
+        if before and now >= before + HEARD_STEP or not before and is_place then
+            call('ZADD', prefix .. 'places', text(now), worker)
+        end
+        return is_place or before and true
+    end
+
+    local function forget(m)
+        local kept = call('HGET', prefix .. 'kept', m)
+        if kept then
+            call('HDEL', prefix .. 'kept', m)
+            call('ZREM', prefix .. 'b:' .. sub(kept, 17), m)
+        end
+    end
+    bindings.forget = forget
+
+    local function file(r, due)
+        r.due = due
+        zset(due_key(r))[r.m] = text(due)
+        dirty_cold[r.m] = r
+        queue_changed = true
+    end
+
+    -- Keeps a flow that is due for the worker that it is bound to, if that is another one; answers whether it does.
+    bindings.keep = function(r, worker)
+        local kind, time = binding(r)
+        if not kind or r.worker == '' or r.worker == worker then
+            return false
+        end
+        local due, kept = r.due, call('HGET', prefix .. 'kept', r.m)
+        if kept then
+            -- Since when it is due, what it is filed under, the worker.
+            local since, filed = unpack_struct('>i8i8', kept)
+            due = filed == r.due and since or due
+        end
+        local heard = to_number(call('ZSCORE', prefix .. 'places', r.worker) or now)
+        local till
+        if kind == 'prefer' then
+            till = after(due, to_number(time))
+        elseif time ~= 'never' then
+            till = after(heard, to_number(time))
+        elseif heard + ABANDONED_AFTER > now then
+            till = after(heard, ABANDONED_AFTER)
+        else
+            till = TIME_MAX
+        end
+        if r.deadline ~= NEVER then
+            till = least(till, r.deadline)
+        end
+        if till <= now then
+            return false
+        end
+        if kind == 'require' and not call('ZSCORE', prefix .. 'places', r.worker) then
+            bindings.hear(r.worker, true)
+        end
+        forget(r.m)
+        call('HSET', prefix .. 'kept', r.m, pack('>i8i8', due, till) .. r.worker)
+        call('ZADD', prefix .. 'b:' .. r.worker, text(due), r.m)
+        file(r, till)
+        return true
+    end
+
+    -- Makes flows claimable that are kept for a worker, so many at most: those of these lanes, or this one.
+    bindings.bring_back = function(worker, limit, lane_names, single)
+        if limit == 0 or call('EXISTS', prefix .. 'b:' .. worker) == 0 then
+            return
+        end
+        local wanted, from, done_with = {}, 0, {}
+        for index = 1, #lane_names do
+            local known = call('HGET', prefix .. 'lanes', lane_names[index])
+            if known then
+                wanted[to_number(match(known, '^%d+'))] = true
+            end
+        end
+        repeat
+            local page = call('ZRANGE', prefix .. 'b:' .. worker, digits(from), digits(from + 99))
+            for place = 1, #page do
+                if limit == 0 then
+                    break
+                end
+                local m = page[place]
+                local kept, r = call('HGET', prefix .. 'kept', m), row(m)
+                local since, filed = 0, NEVER
+                if kept then
+                    since, filed = unpack_struct('>i8i8', kept)
+                end
+                if not r or not guard(warm, r) or r.state > SUSPENDED or r.due ~= filed or r.worker ~= worker then
+                    done_with[#done_with + 1] = m
+                elseif r.m == single or wanted[r.lane] then
+                    file(r, since)
+                    done_with[#done_with + 1] = m
+                    limit = limit - 1
+                end
+            end
+            from = from + #page
+        until limit == 0 or #page < 100
+        -- Only when they are claimable are they kept no more.
+        settle_this()
+        for place = 1, #done_with do
+            forget(done_with[place])
+        end
+    end
+
+    -- A flow is leased to a worker.
+    bindings.leased = function(r, worker)
+        if r.labels ~= '' then
+            if binding(r) == 'require' then
+                bindings.hear(worker, true)
+            end
+            forget(r.m)
+        end
+    end
+end
+
 local claim
 do
     -- The priorities of these lanes, highest first, each with the names of its indexes.
@@ -269,12 +404,17 @@ do
 
     claim = function()
         settle()
-        local worker, nonce, lease, deliveries_max = arg(), number(), number(), number()
+        local worker, nonce, lease, deliveries_max, is_place = arg(), number(), number(), number(), number() == 1
         local history_max, messages_max, limit = number(), number(), number()
         local single, names = arg(), {}
         for place = 1, number() do
             names[place] = arg()
         end
+        if single ~= '' then
+            single = find_id(single)
+        end
+        bindings.hear(worker, is_place)
+        bindings.bring_back(worker, limit, names, single and single ~= '' and single.m)
         local lease_end = after(now, lease)
         local flows, claimed, by_number, bytes, is_full, unreadable = {}, {}, {}, 0, false, {}
 
@@ -284,6 +424,9 @@ do
             done(r)
         end
         local function take(r)
+            if r.labels ~= '' and bindings.keep(r, worker) then
+                return
+            end
             if r.deliveries >= deliveries_max then
                 stall(r)
                 return
@@ -307,6 +450,7 @@ do
                 r.started = now
             end
             r.epoch, r.nonce, r.deliveries, r.worker = r.epoch + 1, nonce, r.deliveries + 1, worker
+            bindings.leased(r, worker)
             done(r)
             r.hot_bytes, r.cold_bytes = encode(r), encode_cold(r)
             bytes = bytes + r.size + more
@@ -324,7 +468,6 @@ do
 
         local groups, all = {}, {}
         if single ~= '' then
-            single = find_id(single)
             if single and warm(single).due ~= NEVER and single.due <= now and limit > 0 then
                 take(single)
             end
@@ -368,7 +511,7 @@ do
                 next_due = earlier(next_due, to_number(first[2]))
             end
         end
-        return { text(next_due), answers, unreadable }
+        return { text(next_due), answers, unreadable, bindings.hear(worker, false) and 1 or 0 }
     end
 end
 

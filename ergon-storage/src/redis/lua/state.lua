@@ -7,6 +7,9 @@
 --   lanes      hash   queue, type and version: the lane's number and the priorities it has seen
 --   counts     hash   lane:state: how many flows
 --   fin        zset   flows that have ended, by when
+--   places     zset   workers that flows are or were bound to, by when they were heard of
+--   kept       hash   flows that are due and kept for their workers: since when, what they are filed under, the worker
+--   b:WORKER   zset   flows that are kept for a worker, by since when they are due
 --   q:L:P      zset   scheduled flows of lane L and priority P, by when they are due
 --   w:L:P      zset   running and suspended ones that become due by themselves
 --   s:L        hash   flows of lane L that a build has stalled: which build

@@ -29,6 +29,9 @@ forget = function(r)
     end
     list_labels(r, r.labels, false)
     left_lanes[r.lane] = true
+    if r.labels ~= '' then
+        bindings.forget(m)
+    end
     hint_flow(r)
     rows[m], raws[m], dirty_raw[m], dirty_hot[m], dirty_cold[m], new_headers[m] = false, false, nil, nil, nil, nil
     push_first[m], pushes[m], edits[m], boxes[m], message_keys[m], run_headers[m] = nil, nil, nil, nil, nil, nil

@@ -1,0 +1,363 @@
+//! Flows that are bound to workers.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Harness, Lifetime,
+    durability::lifetime,
+    scene::{Handle, MICRO, SECOND, Scene, complete, fail, flow, id, request, signal},
+};
+use crate::{
+    Affinity, ClaimRequest, ClaimTarget, Claimed, Commit, ErrorKind, FlowState, Labels, Lease, NewFlow, Takeover,
+    Timestamp, Topic,
+};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+const TAKEOVER: Duration = Duration::from_secs(60);
+
+fn prefers(name: &str) -> NewFlow {
+    flow(name).with_affinity(Affinity::Prefer { patience: PATIENCE })
+}
+
+fn requires(name: &str) -> NewFlow {
+    flow(name).with_affinity(Affinity::Require { takeover: Takeover::After(TAKEOVER) })
+}
+
+fn never_moves(name: &str) -> NewFlow {
+    flow(name).with_affinity(Affinity::Require { takeover: Takeover::Never })
+}
+
+fn by(worker: &str, request: ClaimRequest) -> ClaimRequest {
+    ClaimRequest { worker: worker.into(), ..request }
+}
+
+/// What a worker is given that asks for so many.
+async fn ask(log: &Handle, worker: &str, limit: usize) -> Claimed {
+    log.claim(by(worker, request(limit))).await.unwrap()
+}
+
+fn names(claimed: &Claimed) -> Vec<&str> {
+    claimed.flows.iter().map(|flow| flow.info.id.as_str()).collect()
+}
+
+/// The worker has run the flow and gives it back.
+async fn run_by(log: &Handle, worker: &str, flow: NewFlow) -> Lease {
+    let (name, queue) = (flow.id.clone(), flow.queue.clone());
+    log.add([flow]).await;
+    let mut claimed = log.claim(by(worker, ClaimRequest::new("", ClaimTarget::Flow(name)))).await.unwrap();
+    assert_eq!(claimed.flows.len(), 1, "anyone may begin a flow of {queue}");
+    let lease = claimed.flows.remove(0).lease;
+    log.release(&lease).await.unwrap();
+    lease
+}
+
+/// A flow that has not run goes to anyone, whatever its affinity; and so does one that has run nowhere since.
+pub async fn affinity_begins_anywhere(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    log.add([prefers("a"), requires("b"), never_moves("c"), flow("d")]).await;
+    assert_eq!(names(&ask(&log, "first", 2).await), ["a", "b"]);
+    assert_eq!(names(&ask(&log, "second", 9).await), ["c", "d"]);
+}
+
+/// A flow that prefers a worker is given to nobody else before its patience is at an end, and to anyone then.
+pub async fn affinity_prefers_the_worker_that_ran_it_last(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    run_by(&log, "first", prefers("a")).await;
+    let due_at = log.now();
+    let other = ask(&log, "second", 9).await;
+    assert_eq!((names(&other), other.next_due_at), (vec![], Some(due_at.saturating_add(PATIENCE))));
+    assert_eq!(log.info("a").await.state, FlowState::Scheduled);
+    log.advance(PATIENCE.checked_sub(MICRO).unwrap()).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0]);
+    let claimed = ask(&log, "first", 9).await;
+    assert_eq!((names(&claimed), claimed.flows[0].info.deliveries), (vec!["a"], 1), "to be passed over is no delivery");
+    log.release(&claimed.flows[0].lease).await.unwrap();
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0], "its patience begins when it is due again");
+    log.advance(PATIENCE).await;
+    let claimed = ask(&log, "second", 9).await;
+    assert_eq!(names(&claimed), ["a"]);
+    // From now on it prefers that one.
+    log.release(&claimed.flows[0].lease).await.unwrap();
+    assert_eq!(names(&ask(&log, "first", 9).await), [""; 0]);
+    assert_eq!(names(&ask(&log, "second", 9).await), ["a"]);
+}
+
+/// A flow that nobody has asked for is due for anyone once its patience has passed, without any keeping.
+pub async fn affinity_counts_patience_from_the_due_instant(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    run_by(&log, "first", prefers("a")).await;
+    log.advance(PATIENCE).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), ["a"]);
+}
+
+/// A flow that requires a worker goes to another when that one was not heard of for the time of the takeover.
+pub async fn affinity_requires_the_worker_until_it_is_gone(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    run_by(&log, "first", requires("a")).await;
+    let heard_at = log.now();
+    log.advance(SECOND * 10).await;
+    let other = ask(&log, "second", 9).await;
+    assert_eq!((names(&other), other.next_due_at), (vec![], Some(heard_at.saturating_add(TAKEOVER))));
+    // It is heard of by a claim, though it asks for nothing.
+    log.advance(SECOND * 10).await;
+    assert!(ask(&log, "first", 0).await.is_place);
+    log.advance(SECOND * 50).await;
+    let other = ask(&log, "second", 9).await;
+    let opens_at = heard_at.saturating_add(SECOND * 20 + TAKEOVER);
+    assert_eq!((names(&other), other.next_due_at), (vec![], Some(opens_at)));
+    log.advance((SECOND * 10).checked_sub(MICRO).unwrap()).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0]);
+    log.advance(MICRO).await;
+    let claimed = ask(&log, "second", 9).await;
+    assert_eq!(names(&claimed), ["a"]);
+    assert!(claimed.is_place, "it is bound to this one now");
+    assert_eq!(names(&ask(&log, "first", 9).await), [""; 0], "never two at once");
+}
+
+/// A flow that is suspended for long is taken over at once when its worker has gone meanwhile.
+pub async fn affinity_takes_over_at_once_from_who_is_long_gone(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    log.add([requires("a"), requires("b")]).await;
+    let wakes_at = log.now().saturating_add(TAKEOVER);
+    for claimed in ask(&log, "first", 2).await.flows {
+        log.suspend(&claimed.lease, 1, Some(wakes_at), &[signal("go")]).await;
+    }
+    log.advance(TAKEOVER.checked_sub(MICRO).unwrap()).await;
+    log.tell("a", &signal("go"), "").await;
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0]);
+    log.advance(MICRO).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), ["a", "b"], "nobody waits for it once more");
+}
+
+/// Work that never moves waits for its worker for ever, and is known to be abandoned a minute after that was heard of.
+pub async fn affinity_never_moves_what_must_not(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    run_by(&log, "first", never_moves("a")).await;
+    let heard_at = log.now();
+    let minute = Affinity::ABANDONED_AFTER;
+    let other = ask(&log, "second", 9).await;
+    assert_eq!((names(&other), other.next_due_at), (vec![], Some(heard_at.saturating_add(minute))));
+    assert!(!log.info("a").await.is_abandoned());
+    log.advance(minute).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0]);
+    let info = log.info("a").await;
+    assert_eq!((info.due_at, info.is_abandoned(), info.state), (Some(Timestamp::MAX), true, FlowState::Scheduled));
+    log.advance(Duration::from_secs(1_000_000)).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0]);
+    assert_eq!(names(&ask(&log, "first", 9).await), ["a"], "a worker of the same name is the same place");
+    assert!(!log.info("a").await.is_abandoned());
+}
+
+/// A worker that was restarted is the same place, also for what it was running.
+pub async fn affinity_knows_a_restarted_worker_by_its_name(harness: &impl Harness) {
+    let mut log = Scene::new(harness).await;
+    log.add([requires("a")]).await;
+    let claimed = ask(&log, "first", 1).await;
+    assert_eq!(names(&claimed), ["a"]);
+    log.advance(Duration::from_secs(31)).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0], "its lease has ended, and the worker is not gone");
+    if lifetime(harness) != Lifetime::Handle {
+        log = log.reopen().await;
+    }
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0]);
+    let again = ask(&log, "first", 9).await;
+    assert_eq!((names(&again), again.flows[0].info.epoch, again.is_place), (vec!["a"], 2, true));
+    assert_eq!(log.release(&claimed.flows[0].lease).await.unwrap_err().kind(), ErrorKind::LeaseLost);
+}
+
+/// A lease that has ended may still be renewed while the flow is kept for its worker.
+pub async fn affinity_lets_a_late_worker_renew(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    log.add([requires("a")]).await;
+    let lease = ask(&log, "first", 1).await.flows.remove(0).lease;
+    log.advance(Duration::from_secs(31)).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0]);
+    assert_eq!(log.beat(&lease).await, crate::LeaseState::Held);
+    assert_eq!(names(&ask(&log, "first", 9).await), [""; 0], "it runs");
+    log.go(&lease, 1, complete()).await;
+}
+
+/// What is kept takes up no place in a limit and stands in nobody's way; its own worker is given it in its turn.
+pub async fn affinity_blocks_nobody(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    for name in ["a", "b", "c", "d"] {
+        run_by(&log, "first", requires(name)).await;
+        log.advance(MICRO).await;
+    }
+    log.add([flow("e"), flow("f"), requires("g").with_priority(-1), flow("h").with_priority(1)]).await;
+    assert_eq!(names(&ask(&log, "second", 2).await), ["h", "e"]);
+    assert_eq!(names(&ask(&log, "second", 1).await), ["f"]);
+    // Never more than were asked for.
+    assert_eq!(names(&ask(&log, "first", 0).await), [""; 0]);
+    assert_eq!(names(&ask(&log, "first", 1).await), ["a"]);
+    log.add([flow("i").with_priority(1)]).await;
+    assert_eq!(names(&ask(&log, "first", 2).await), ["i", "b"]);
+    assert_eq!(names(&ask(&log, "second", 9).await), ["g"]);
+    assert_eq!(names(&ask(&log, "first", 9).await), ["c", "d"]);
+}
+
+/// A worker is given what is kept for it only if it asks for such flows.
+pub async fn affinity_goes_by_type_and_queue_too(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    run_by(&log, "first", requires("a")).await;
+    run_by(&log, "first", NewFlow::new(id("b"), "Refund", 1, "").with_affinity(never())).await;
+    run_by(&log, "first", requires("c").with_queue("other")).await;
+    let all = super::scene::queues(&["default", "other"], &[("Order", 1), ("Refund", 1)]);
+    let everything = |worker: &str| ClaimRequest { limit: 9, ..ClaimRequest::new(worker, all.clone()) };
+    assert_eq!(names(&log.claim(everything("second")).await.unwrap()), [""; 0]);
+    assert_eq!(names(&ask(&log, "first", 9).await), ["a"]);
+    assert_eq!(names(&log.claim(everything("first")).await.unwrap()), ["b", "c"]);
+}
+
+fn never() -> Affinity {
+    Affinity::Require { takeover: Takeover::Never }
+}
+
+/// A claim that names a flow is no way around its affinity.
+pub async fn affinity_holds_for_a_claim_of_one_flow(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    run_by(&log, "first", requires("a")).await;
+    run_by(&log, "first", requires("b")).await;
+    let one = |worker: &str, name: &str| ClaimRequest::new(worker, ClaimTarget::Flow(id(name)));
+    let opens_at = log.now().saturating_add(TAKEOVER);
+    let claimed = log.claim(one("second", "a")).await.unwrap();
+    assert_eq!((names(&claimed), claimed.next_due_at), (vec![], Some(opens_at)));
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0]);
+    assert_eq!(names(&log.claim(one("first", "b")).await.unwrap()), ["b"]);
+    assert_eq!(names(&log.claim(one("first", "a")).await.unwrap()), ["a"]);
+}
+
+/// A session binds a flow whatever its affinity is, from the commit that says so until the one that says no more.
+pub async fn affinity_of_a_session_goes_first(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    log.add([prefers("a")]).await;
+    let lease = ask(&log, "first", 1).await.flows.remove(0).lease;
+    let mut commit = Commit::new(lease.clone(), 1);
+    let with_session = |more: &str| {
+        let mut labels = prefers("a").labels;
+        labels.set(Affinity::SESSION_LABEL, format!("require {}{more}", TAKEOVER.as_micros()));
+        labels
+    };
+    commit.labels = Some(with_session(" and what the engine knows"));
+    log.commit(commit).await.unwrap();
+    assert!(log.claim(ClaimRequest { is_place: true, ..by("first", request(0)) }).await.unwrap().is_place);
+    log.release(&lease).await.unwrap();
+    log.advance(PATIENCE).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0]);
+    let lease = ask(&log, "first", 1).await.flows.remove(0).lease;
+    let mut commit = Commit::new(lease.clone(), 1);
+    commit.labels = Some(prefers("a").labels);
+    log.commit(commit).await.unwrap();
+    log.release(&lease).await.unwrap();
+    log.advance(PATIENCE).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), ["a"]);
+}
+
+/// A flow whose time is up waits for nobody.
+pub async fn affinity_ends_with_the_time_limit(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    let ends_at = log.now().saturating_add(PATIENCE);
+    run_by(&log, "first", never_moves("a").with_timeout(Some(PATIENCE))).await;
+    let other = ask(&log, "second", 9).await;
+    assert_eq!((names(&other), other.next_due_at), (vec![], Some(ends_at)));
+    log.advance(PATIENCE).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), ["a"]);
+}
+
+/// What is kept can be cancelled, woken, retried and forgotten like any other.
+pub async fn affinity_leaves_kept_flows_to_everyone_else(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    for name in ["a", "b", "c"] {
+        run_by(&log, "first", requires(name)).await;
+    }
+    log.add([requires("d")]).await;
+    let lease = log.claim(by("first", ClaimRequest::new("", ClaimTarget::Flow(id("d"))))).await.unwrap();
+    let at = log.now().saturating_add(SECOND);
+    log.suspend(&lease.flows[0].lease, 1, Some(at), &[signal("go")]).await;
+    log.advance(SECOND).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0]);
+    log.cancel(&id("a"), "enough").await.unwrap();
+    assert!(log.delete(&id("a")).await.unwrap());
+    log.cancel(&id("b"), "enough").await.unwrap();
+    log.tell("d", &signal("go"), "").await;
+    assert_eq!(log.state("d").await, FlowState::Scheduled);
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0], "it is for its worker as before");
+    let claimed = ask(&log, "first", 9).await;
+    assert_eq!(names(&claimed), ["c", "d"]);
+    log.go(&claimed.flows[0].lease, 1, fail()).await;
+    log.retry(&id("c")).await.unwrap();
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0]);
+    assert_eq!(names(&ask(&log, "first", 9).await), ["c"]);
+    // The id is another flow's now.
+    log.add([requires("a")]).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), ["a"]);
+}
+
+/// Whoever keeps a flow wakes its worker, and nobody is woken for ever.
+pub async fn affinity_hints_the_worker_that_a_flow_is_kept_for(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    run_by(&log, "first", requires("a")).await;
+    let mut watch = log.watch(Topic::Queue);
+    // What was hinted before is heard of first.
+    while tokio::time::timeout(Duration::from_millis(200), watch.changed()).await.is_ok() {}
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0]);
+    tokio::time::timeout(Duration::from_secs(10), watch.changed()).await.expect("the queue is hinted at");
+    while tokio::time::timeout(Duration::from_millis(200), watch.changed()).await.is_ok() {}
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0]);
+    assert!(tokio::time::timeout(Duration::from_millis(200), watch.changed()).await.is_err(), "it is kept already");
+}
+
+/// Labels that say nothing that a log could go by are refused.
+pub async fn affinity_is_checked(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    let day = Duration::from_secs(24 * 3_600);
+    for bad in [
+        Affinity::Prefer { patience: 366 * day },
+        Affinity::Require { takeover: Takeover::After(Affinity::TAKEOVER_MIN.checked_sub(MICRO).unwrap()) },
+        Affinity::Require { takeover: Takeover::After(366 * day) },
+    ] {
+        log.refuses(ErrorKind::Invalid, log.enqueue(vec![flow("a").with_affinity(bad)])).await;
+    }
+    for (name, bad) in [(Affinity::LABEL, ""), (Affinity::LABEL, "prefer"), (Affinity::SESSION_LABEL, "require soon")] {
+        log.refuses(ErrorKind::Invalid, log.enqueue(vec![flow("a").with_label(name, bad)])).await;
+    }
+    let fine = flow("a").with_affinity(never()).with_affinity(Affinity::Anyone);
+    assert_eq!(fine.labels, Labels::new());
+    log.add([fine]).await;
+}
+
+/// Many workers ask for many bound flows: each flow is run by the worker that it is bound to, and by no other.
+pub async fn affinity_holds_when_many_ask_at_once(harness: &impl Harness) {
+    const FLOWS: usize = 40;
+    let log = Scene::new(harness).await;
+    let workers = ["first", "second", "third"];
+    for number in 0..FLOWS {
+        run_by(&log, workers[number % 3], requires(&format!("flow-{number}"))).await;
+    }
+    let ask = |worker: &'static str| {
+        let log = log.handle().clone();
+        tokio::spawn(async move {
+            let mut found = Vec::new();
+            for _ in 0..200 {
+                let claimed = log.claim(by(worker, request(3))).await.unwrap();
+                if claimed.flows.is_empty() {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                found.extend(claimed.flows.into_iter().map(|flow| Arc::<str>::from(flow.info.id.as_str())));
+                if found.len() == FLOWS.div_ceil(3) {
+                    break;
+                }
+            }
+            found
+        })
+    };
+    let tasks = workers.map(ask);
+    for (place, task) in tasks.into_iter().enumerate() {
+        let mut found = task.await.unwrap();
+        let mut expected: Vec<Arc<str>> =
+            (place..FLOWS).step_by(3).map(|number| format!("flow-{number}").into()).collect();
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected, "of {}", workers[place]);
+    }
+}
