@@ -21,13 +21,14 @@ pub(crate) struct FlowTypeArgs {
     pub(crate) version: Option<LitInt>,
 }
 
-/// `#[flow(name = "order", version = 2, timeout = "1h", retention = "30d", allow(nondeterminism))]`
+/// `#[flow(name = "order", version = 2, timeout = "1h", retention = "30d", affinity(prefer = "5s"), allow(nondeterminism))]`
 #[derive(Default)]
 pub(crate) struct FlowArgs {
     pub(crate) name: Option<LitStr>,
     pub(crate) version: Option<LitInt>,
     pub(crate) timeout: Option<LitStr>,
     pub(crate) retention: Option<LitStr>,
+    pub(crate) affinity: Option<AffinityArg>,
     pub(crate) allow_nondeterminism: bool,
 }
 
@@ -41,6 +42,14 @@ pub(crate) struct StepArgs {
     pub(crate) blocking: Option<Ident>,
     pub(crate) transaction: Option<Ident>,
     pub(crate) at_most_once: Option<Ident>,
+}
+
+/// How `affinity` was written.
+pub(crate) enum AffinityArg {
+    /// `affinity(prefer = "5s")`
+    Prefer(LitStr),
+    /// `affinity(require)`, or `affinity(require = "2m")`, or `"never"`
+    Require(Option<LitStr>),
 }
 
 /// How `retry` was written.
@@ -90,7 +99,7 @@ impl FlowTypeArgs {
 
 impl FlowArgs {
     pub(crate) fn parse(tokens: TokenStream, errors: &mut Errors) -> Self {
-        const ACCEPTED: &[&str] = &["name", "version", "timeout", "retention", "allow"];
+        const ACCEPTED: &[&str] = &["name", "version", "timeout", "retention", "affinity", "allow"];
         let mut parsed = Self::default();
         for arg in arguments(tokens, "flow", ACCEPTED, errors) {
             match arg.name.to_string().as_str() {
@@ -98,6 +107,7 @@ impl FlowArgs {
                 "version" => parsed.version = errors.ok(arg.integer("2")),
                 "timeout" => parsed.timeout = errors.ok(arg.duration("\"1h\"")),
                 "retention" => parsed.retention = errors.ok(arg.duration("\"30d\"")),
+                "affinity" => parsed.affinity = AffinityArg::read(arg, errors),
                 "allow" => {
                     let Some(list) = errors.ok(arg.list("nondeterminism")) else {
                         continue;
@@ -110,6 +120,26 @@ impl FlowArgs {
             }
         }
         parsed
+    }
+}
+
+impl AffinityArg {
+    fn read(arg: Argument, errors: &mut Errors) -> Option<Self> {
+        const FORMS: &str = "prefer = \"5s\"), affinity(require) or affinity(require = \"2m\"";
+        let name = arg.name.clone();
+        let list = errors.ok(arg.list(FORMS))?;
+        let mut found = arguments(list, "affinity", &["prefer", "require"], errors);
+        let arg = found.pop()?;
+        if let Some(other) = found.pop() {
+            errors
+                .push_on(name, format!("a flow prefers or requires its worker, not both: leave out `{}`", other.name));
+            return None;
+        }
+        match (arg.name == "require", &arg.value) {
+            (true, Value::None) => Some(Self::Require(None)),
+            (true, _) => errors.ok(arg.duration("\"2m\"")).map(|takeover| Self::Require(Some(takeover))),
+            (false, _) => errors.ok(arg.duration("\"5s\"")).map(Self::Prefer),
+        }
     }
 }
 
@@ -511,7 +541,11 @@ mod tests {
         check("allow()", "write `allow(nondeterminism)`");
         check("allow(nondeterminsm)", "did you mean `nondeterminism`?");
         check("version = \"3\"", "`version` takes a whole number");
-        check("retry = none", "`flow` takes `name`, `version`, `timeout`, `retention` and `allow`");
+        check("retry = none", "`flow` takes `name`, `version`, `timeout`, `retention`, `affinity` and `allow`");
+        check("affinity", "write `affinity(prefer = \"5s\"), affinity(require) or affinity(require = \"2m\")`");
+        check("affinity(prefer)", "`prefer` takes a duration in a string");
+        check("affinity(wish)", "`affinity` takes `prefer` and `require`");
+        check("affinity(prefer = \"5s\", require)", "not both");
         check("retention = 30", "`retention` takes a duration in a string: `retention = \"30d\"`");
     }
 }

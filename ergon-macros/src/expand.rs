@@ -12,8 +12,8 @@ use syn::{AttrStyle, Attribute, FnArg, Signature, Type, ext::IdentExt, spanned::
 use crate::{
     ast::{FlowImpl, Method},
     model::{
-        Database, FlowArgument, FlowFunctionModel, FlowImplModel, FlowModel, FlowTypeModel, MemberModel, RetryModel,
-        RetryOptions, StepModel, step_lifetime,
+        AffinityModel, Database, FlowArgument, FlowFunctionModel, FlowImplModel, FlowModel, FlowTypeModel, MemberModel,
+        RetryModel, RetryOptions, StepModel, step_lifetime,
     },
 };
 
@@ -91,7 +91,7 @@ fn flow_method(flow: &FlowModel) -> TokenStream {
 }
 
 fn implementation(model: &FlowImplModel) -> TokenStream {
-    let FlowModel { method, result, name, version, timeout, retention } = &model.flow;
+    let FlowModel { method, result, name, version, timeout, retention, affinity } = &model.flow;
     let self_ty = &model.source.header.self_ty;
     let conditions = conditions(&model.source.header.attrs);
     let flow_conditions = self::conditions(&method.attrs);
@@ -123,6 +123,7 @@ fn implementation(model: &FlowImplModel) -> TokenStream {
         version: version.map_or_else(|| quote!(<Self as ::ergon::FlowType>::VERSION), |version| quote!(#version)),
         timeout: *timeout,
         retention: *retention,
+        affinity: *affinity,
         steps: quote!(#(#steps),*),
         transactions: quote!(#(#transactions),*),
         body: quote!(Self::#run(&self).await),
@@ -146,6 +147,7 @@ struct FlowTokens<'a> {
     version: TokenStream,
     timeout: Option<Duration>,
     retention: Option<Duration>,
+    affinity: Option<AffinityModel>,
     steps: TokenStream,
     transactions: TokenStream,
     /// The code, which owns `self`.
@@ -156,9 +158,11 @@ struct FlowTokens<'a> {
 
 impl FlowTokens<'_> {
     fn implementation(&self) -> TokenStream {
-        let Self { self_ty, result, name, version, timeout, retention, steps, transactions, body, place } = self;
+        let Self { self_ty, result, name, version, timeout, retention, affinity, steps, transactions, body, place } =
+            self;
         let (ok, err) = outcome(result);
         let (timeout, retention) = (duration_or_none(*timeout), duration_or_none(*retention));
+        let affinity = affinity.map(self::affinity);
         let pin = quote_spanned!(at(*place)=> ::std::boxed::Box::pin);
         quote! {
             #[automatically_derived]
@@ -169,6 +173,7 @@ impl FlowTokens<'_> {
                 const VERSION: u32 = #version;
                 const TIMEOUT: ::core::option::Option<::core::time::Duration> = #timeout;
                 const RETENTION: ::core::option::Option<::core::time::Duration> = #retention;
+                #affinity
                 const STEPS: &'static [&'static str] = &[#steps];
                 const TRANSACTIONS: &'static [(&'static str, ::ergon::storage::Database)] = &[#transactions];
 
@@ -221,6 +226,7 @@ pub(crate) fn flow_function(model: &FlowFunctionModel) -> TokenStream {
         version: quote!(<Self as ::ergon::FlowType>::VERSION),
         timeout: flow.timeout,
         retention: flow.retention,
+        affinity: flow.affinity,
         steps: TokenStream::new(),
         transactions: TokenStream::new(),
         body: quote!({
@@ -494,6 +500,22 @@ fn retry_options(options: &RetryOptions) -> TokenStream {
     let multiplier = options.multiplier.map(|number| quote!(.multiplier(#number)));
     let jitter = options.jitter.map(|number| quote!(.jitter(#number)));
     quote!(::ergon::RetryPolicy::new() #max_attempts #backoff #max #multiplier #jitter)
+}
+
+/// The constant, for a type that does not leave it as it is.
+fn affinity(affinity: AffinityModel) -> TokenStream {
+    let value = match affinity {
+        AffinityModel::Prefer(patience) => {
+            let patience = duration(patience);
+            quote!(Prefer { patience: #patience })
+        }
+        AffinityModel::Require(None) => quote!(Require { takeover: ::ergon::Takeover::Never }),
+        AffinityModel::Require(Some(takeover)) => {
+            let takeover = duration(takeover);
+            quote!(Require { takeover: ::ergon::Takeover::After(#takeover) })
+        }
+    };
+    quote!(const AFFINITY: ::ergon::Affinity = ::ergon::Affinity::#value;)
 }
 
 fn duration_or_none(duration: Option<Duration>) -> TokenStream {

@@ -142,6 +142,8 @@ pub fn flow_type(args: TokenStream, item: TokenStream) -> TokenStream {
 /// | `version = 2` | which version of the code a flow was started with; from 1 on | the type's version, or 1 |
 /// | `timeout = "1h"` | how long the flow may take in all, waits included | no limit |
 /// | `retention = "30d"` | how long after its end workers that have the type forget a flow, see `Worker::retention` | as `Worker::retention` says, or never |
+/// | `affinity(prefer = "5s")` | due again, it waits so long for the worker that ran it last, see `Affinity` | it goes anywhere |
+/// | `affinity(require)`, `(require = "2m")`, `(require = "never")` | it goes to that worker alone, until that one is gone: for a minute, for so long, or never | it goes anywhere |
 /// | `allow(nondeterminism)` | accepts the calls listed below | they are refused |
 ///
 /// Durations are written as for a [step](macro@step#durations).

@@ -42,6 +42,14 @@ pub(crate) struct FlowModel {
     pub(crate) version: Option<u32>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) retention: Option<Duration>,
+    pub(crate) affinity: Option<AffinityModel>,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum AffinityModel {
+    Prefer(Duration),
+    /// With the time until a takeover; `None` for never.
+    Require(Option<Duration>),
 }
 
 /// A function that is a flow by itself.

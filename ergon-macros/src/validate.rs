@@ -2,6 +2,8 @@
 //!
 //! Whatever leaves here can be expanded: [`expand`](crate::expand) has no way to fail.
 
+use std::time::Duration;
+
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::format_ident;
 use syn::{
@@ -14,12 +16,12 @@ use syn::{
 
 use crate::{
     ast::{FlowImpl, Marker, MarkerKind, Member, Method},
-    attr::{self, FlowArgs, FlowTypeArgs, Number, RetryArg, RetryArgs, StepArgs},
+    attr::{self, AffinityArg, FlowArgs, FlowTypeArgs, Number, RetryArg, RetryArgs, StepArgs},
     determinism, duration,
     errors::Errors,
     model::{
-        Argument, Database, FlowArgument, FlowFunctionModel, FlowImplModel, FlowModel, FlowTypeModel, MemberModel,
-        RetryModel, RetryOptions, StepModel, step_lifetime,
+        AffinityModel, Argument, Database, FlowArgument, FlowFunctionModel, FlowImplModel, FlowModel, FlowTypeModel,
+        MemberModel, RetryModel, RetryOptions, StepModel, step_lifetime,
     },
 };
 
@@ -229,6 +231,32 @@ fn flow_method(method: &Method, args: FlowArgs, errors: &mut Errors) -> Option<F
     flow_model(method.clone(), args, errors)
 }
 
+/// How long a worker may be silent that is there.
+const TAKEOVER_MIN: Duration = Duration::from_secs(15);
+/// Until when others take over where nothing else is said.
+const TAKEOVER: Duration = Duration::from_secs(60);
+/// The longest patience, and the longest time until a takeover.
+const AFFINITY_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
+
+fn checked_affinity(affinity: AffinityArg) -> Result<AffinityModel, Error> {
+    let refuse = |literal: &LitStr, message: &str| Err(Error::new(literal.span(), message));
+    match affinity {
+        AffinityArg::Require(None) => Ok(AffinityModel::Require(Some(TAKEOVER))),
+        AffinityArg::Require(Some(text)) if text.value() == "never" => Ok(AffinityModel::Require(None)),
+        AffinityArg::Prefer(text) | AffinityArg::Require(Some(text)) if duration::parse(&text)? > AFFINITY_MAX => {
+            refuse(&text, "a flow waits for its worker for 365 days at most")
+        }
+        AffinityArg::Prefer(text) => Ok(AffinityModel::Prefer(duration::parse(&text)?)),
+        AffinityArg::Require(Some(text)) => match duration::parse(&text)? {
+            takeover if takeover < TAKEOVER_MIN => refuse(
+                &text,
+                "a worker that is there may be silent for a while: others take over after \"15s\" at the earliest",
+            ),
+            takeover => Ok(AffinityModel::Require(Some(takeover))),
+        },
+    }
+}
+
 /// What a flow's method and a flow function have in common.
 fn flow_model(mut method: Method, args: FlowArgs, errors: &mut Errors) -> Option<FlowModel> {
     let result = checked_result(&method.sig, "flow", errors);
@@ -236,11 +264,12 @@ fn flow_model(mut method: Method, args: FlowArgs, errors: &mut Errors) -> Option
     let version = args.version.and_then(|version| errors.ok(checked_version(&version)));
     let timeout = args.timeout.and_then(|timeout| errors.ok(duration::parse(&timeout)));
     let retention = args.retention.and_then(|retention| errors.ok(duration::parse(&retention)));
+    let affinity = args.affinity.and_then(|affinity| errors.ok(checked_affinity(affinity)));
     if !args.allow_nondeterminism {
         determinism::check(&method.body.stream(), errors);
     }
     method.body = determinism::bias_selects(&method.body);
-    Some(FlowModel { method, result: result?, name, version, timeout, retention })
+    Some(FlowModel { method, result: result?, name, version, timeout, retention, affinity })
 }
 
 /// `None`, with a fatal error recorded, when the function is to be emitted as it was written.

@@ -12,7 +12,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use ergon_storage::{CallKind, CallPath, ChildOutcome, FlowId, Labels, Message, NewFlow, Parent, Phase, Start};
+use ergon_storage::{
+    Affinity, CallKind, CallPath, ChildOutcome, FlowId, Labels, Message, NewFlow, Parent, Phase, Start,
+};
 
 use crate::{
     codec,
@@ -22,6 +24,7 @@ use crate::{
     flow::{Failure, Flow},
     flow_ref::FlowRef,
     journal::{CallId, CallKey, CallPoll, Place, Spec},
+    scheduler::put_affinity,
 };
 
 /// A flow to be started by this one. Await it to start it and wait for its result, or see
@@ -67,7 +70,7 @@ use crate::{
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn child<F: Flow>(flow: F) -> Child<F> {
-    Child { flow, id: None, queue: None, priority: 0, start: Start::Now, labels: Labels::new() }
+    Child { flow, id: None, queue: None, priority: 0, start: Start::Now, labels: Labels::new() }.affinity(F::AFFINITY)
 }
 
 /// A flow to be started by [`child`].
@@ -108,6 +111,13 @@ impl<F: Flow> Child<F> {
     /// Gives it a label, to be listed by. It has none of its parent's.
     pub fn label(mut self, name: impl Into<Arc<str>>, value: impl Into<Arc<str>>) -> Self {
         self.labels.set(name, value);
+        self
+    }
+
+    /// Whether it waits for the worker that ran it last; otherwise as its type says, `#[flow(affinity(…))]`. It is not bound
+    /// to where its parent runs. One that is out of range fails the parent.
+    pub fn affinity(mut self, affinity: Affinity) -> Self {
+        put_affinity(&mut self.labels, affinity);
         self
     }
 

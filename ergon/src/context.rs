@@ -25,6 +25,7 @@ use crate::{
     labels::FlowLabels,
     meter::{FlowMeter, Meters},
     middleware::Layers,
+    session::Presence,
 };
 
 /// The values given with `with_state`, by type.
@@ -60,6 +61,7 @@ pub(crate) struct Env {
     pub(crate) log: Option<Log>,
     pub(crate) meters: Meters,
     pub(crate) layers: Layers,
+    pub(crate) presence: Presence,
 }
 
 /// The log, for what a flow's code sends to other flows and for its transactions.
@@ -126,6 +128,7 @@ impl Env {
             log: Some(Log(log)),
             meters,
             layers: Layers::default(),
+            presence: Presence::default(),
         }
     }
 
@@ -202,6 +205,8 @@ pub(crate) struct FlowContext {
     /// Why the flow was cancelled, for the bodies that watch, and how many do.
     cancellation: OnceLock<watch::Sender<Option<Arc<str>>>>,
     watchers: AtomicIsize,
+    /// Its code is in a session.
+    pub(crate) in_session: AtomicBool,
 }
 
 impl FlowContext {
@@ -223,6 +228,7 @@ impl FlowContext {
             halted: AtomicBool::new(false),
             cancellation: OnceLock::new(),
             watchers: AtomicIsize::new(0),
+            in_session: AtomicBool::new(false),
         }
     }
 

@@ -20,6 +20,7 @@ use crate::{
     meter::{Origin, metered},
     middleware::{Layers, Middleware, refused},
     scheduler::Entry,
+    session::announce,
     spans,
     worker::{Worker, build_id, leases::Leases},
 };
@@ -76,6 +77,8 @@ pub struct Executor {
 impl Executor {
     /// The queue that flows of executors are in, which no worker should claim.
     pub const QUEUE: &'static str = "ergon.executor";
+    /// The name under which executors have flows. For flows that are bound to where they ran they are all one place.
+    pub const NAME: &'static str = "executor";
 
     /// An executor on this log.
     pub fn new(log: impl ExecutionLog) -> Self {
@@ -186,13 +189,16 @@ impl Executor {
         id: &FlowId,
         parked: &mut Option<Box<Machine>>,
     ) -> Result<Option<ergon_storage::Timestamp>, StorageError> {
-        let mut request = ClaimRequest::new("executor", ClaimTarget::Flow(id.clone()));
+        let mut request = ClaimRequest::new(Self::NAME, ClaimTarget::Flow(id.clone()));
         request.lease = self.lease;
         request.messages_max = MESSAGES_MAX;
         let until = self.log.clock().now().saturating_add(self.lease);
         let mut claimed = self.log.claim(request).await?;
         let Some(mut flow) = claimed.flows.pop() else { return Ok(claimed.next_due_at) };
         let lease = flow.lease.clone();
+        if !flow.info.labels.is_empty() {
+            Box::pin(announce(&*self.log, &mut flow, Self::NAME)).await?;
+        }
         let meter = env.meters.flow(&flow.info.flow_type);
         let machine = match parked.take() {
             Some(machine) if machine.fits(&flow) => {

@@ -3,7 +3,7 @@
 use std::{fmt, marker::PhantomData, time::Duration};
 
 use bytes::Bytes;
-use ergon_storage::{Database, ErrorKind as LogErrorKind, ExecutionLog};
+use ergon_storage::{Affinity, Database, ErrorKind as LogErrorKind, ExecutionLog};
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -43,6 +43,8 @@ pub trait Flow: FlowType {
     /// How long after its end a flow is forgotten, by workers that have the type; `None` as
     /// [`Worker::retention`](crate::Worker::retention) says, or never.
     const RETENTION: Option<Duration> = None;
+    /// Whether it waits for the worker that ran it last, unless it is scheduled otherwise.
+    const AFFINITY: Affinity = Affinity::Anyone;
     /// The names of its steps.
     const STEPS: &'static [&'static str];
 

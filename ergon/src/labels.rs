@@ -96,11 +96,13 @@ struct State {
 impl FlowLabels {
     /// The labels that the log has.
     pub(crate) fn new(written: Labels) -> Self {
-        let state = State { wanted: written.clone(), written };
-        Self { state: Mutex::new(state), touched: AtomicBool::new(false) }
+        let mut state = State { wanted: written.clone(), written };
+        // Code that is in a session says so when it comes there again.
+        let touched = !state.wanted.is_empty() && crate::session::forget_session(&mut state.wanted);
+        Self { state: Mutex::new(state), touched: AtomicBool::new(touched) }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Labels)) -> Result<(), ergon_storage::Error> {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Labels)) -> Result<(), ergon_storage::Error> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state.wanted);
         crate::spans::make_room(&mut state.wanted);

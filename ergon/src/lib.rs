@@ -185,6 +185,7 @@ mod progress;
 mod retry;
 mod saga;
 mod scheduler;
+mod session;
 mod signal;
 mod spans;
 mod step;
@@ -206,8 +207,9 @@ pub use context::{attempt, flow_id, idempotency_key, is_replaying, now, random, 
 pub use continuation::{ContinueAsNew, continue_as_new};
 pub use ergon_macros::{flow, flow_type, step};
 pub use ergon_storage::{
-    self as storage, CodecError, CodecExecutionLog, Count, Cursor, Error as StorageError, Filter, FlowId, FlowInfo,
-    FlowPage, FlowState, InMemoryExecutionLog, Labels, PayloadCodec, PayloadContext, PayloadKind, Timestamp, open,
+    self as storage, Affinity, CodecError, CodecExecutionLog, Count, Cursor, Error as StorageError, Filter, FlowId,
+    FlowInfo, FlowPage, FlowState, InMemoryExecutionLog, Labels, PayloadCodec, PayloadContext, PayloadKind, Takeover,
+    Timestamp, open,
 };
 #[cfg(feature = "sqlite")]
 pub use ergon_storage::{Durability, SqliteExecutionLog, SqliteOptions};
@@ -230,6 +232,7 @@ pub use progress::{Items, STREAM_NAME_BYTES_MAX, Source, Status, StatusWatch, St
 pub use retry::{RetryPolicy, Retryable};
 pub use saga::{FailedCompensation, Saga, SagaError, saga};
 pub use scheduler::{Entry, Scheduler, Scheduling};
+pub use session::{SessionLost, session, session_with, set_affinity};
 pub use signal::{SIGNAL_NAME_BYTES_MAX, Signal, SignalTimeout, await_external_signal, signal};
 pub use step::Step;
 pub use timeline::{CallSummary, History};

@@ -362,8 +362,16 @@ mod tests {
     fn machine(claimed: &ClaimedFlow, records: Vec<Record>, epoch: u64) -> Machine {
         let states = States::default();
         let (clock, meters) = (Arc::new(ManualClock::new()), Meters::default());
-        let env =
-            Env { clock, states, payload_bytes_max: 1, observer: None, log: None, meters, layers: Layers::default() };
+        let env = Env {
+            clock,
+            states,
+            payload_bytes_max: 1,
+            observer: None,
+            log: None,
+            meters,
+            layers: Layers::default(),
+            presence: crate::session::Presence::default(),
+        };
         let journal = Box::new(Journal::new(records, AT));
         let flow = FlowContext::new(Identity::of(&claimed.info), Arc::new(env), journal);
         let mut machine = Machine::new(Arc::new(flow), Box::pin(std::future::pending()));

@@ -416,15 +416,15 @@ fn live(seed: u64, life: u64, program: &Op, from: Durable, sent: Vec<Message>, c
         shuffle: Mutex::new(Some(SmallRng::seed_from_u64(mix([seed, life, 1])))),
         ..World::default()
     });
-    let (states, meters) = (States::default(), Meters::default());
     let env = Env {
         clock: Arc::new(clock.clone()),
-        states,
+        states: States::default(),
         payload_bytes_max: 1 << 20,
         observer: None,
         log: None,
-        meters,
+        meters: Meters::default(),
         layers: Layers::default(),
+        presence: crate::session::Presence::default(),
     };
     let mut journal = Box::new(Journal::new(from.records.clone(), Timestamp::EPOCH));
     let mut durable = Durable { seen: 0, ..from };

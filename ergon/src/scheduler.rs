@@ -9,7 +9,8 @@ use std::{
 };
 
 use ergon_storage::{
-    Cancelled, Enqueued, ErrorKind, ExecutionLog, Filter, FlowId, FlowInfo, Labels, NewFlow, Retried, Start, Timestamp,
+    Affinity, Cancelled, Enqueued, ErrorKind, ExecutionLog, Filter, FlowId, FlowInfo, Labels, NewFlow, Retried, Start,
+    Timestamp,
 };
 use serde::Serialize;
 use uuid::Uuid;
@@ -239,6 +240,13 @@ impl<F: Flow> Scheduling<'_, F> {
         self
     }
 
+    /// Whether it waits for the worker that ran it last; otherwise as its type says, `#[flow(affinity(…))]`. The log refuses
+    /// one that is out of range.
+    pub fn affinity(mut self, affinity: Affinity) -> Self {
+        self.entry = self.entry.affinity(affinity);
+        self
+    }
+
     /// Starts it that much later, by the log's clock.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.entry = self.entry.delay(delay);
@@ -285,6 +293,7 @@ impl<F: Flow> Entry<F> {
     /// A flow with a new id, in the default queue, that starts now.
     pub fn new(flow: F) -> Self {
         Self { flow, id: None, queue: None, priority: 0, start: Start::Now, labels: Labels::new() }
+            .affinity(F::AFFINITY)
     }
 
     /// See [`Scheduling::id`].
@@ -308,6 +317,12 @@ impl<F: Flow> Entry<F> {
     /// See [`Scheduling::label`].
     pub fn label(mut self, name: impl Into<Arc<str>>, value: impl Into<Arc<str>>) -> Self {
         self.labels.set(name, value);
+        self
+    }
+
+    /// See [`Scheduling::affinity`].
+    pub fn affinity(mut self, affinity: Affinity) -> Self {
+        put_affinity(&mut self.labels, affinity);
         self
     }
 
@@ -357,5 +372,13 @@ impl<F: Flow> Entry<F> {
 impl<F: Flow> From<F> for Entry<F> {
     fn from(flow: F) -> Self {
         Self::new(flow)
+    }
+}
+
+/// Puts an affinity among labels.
+pub(crate) fn put_affinity(labels: &mut Labels, affinity: Affinity) {
+    match affinity.to_label() {
+        Some(label) => labels.set(Affinity::LABEL, label),
+        None => _ = labels.remove(Affinity::LABEL),
     }
 }

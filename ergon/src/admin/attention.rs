@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use ergon_storage::{Count, Cursor, ExecutionLog, Filter, FlowInfo, FlowState, Timestamp};
+use ergon_storage::{Affinity, Count, Cursor, ExecutionLog, Filter, FlowInfo, FlowState, Takeover, Timestamp};
 
 use crate::{StorageError, timeline::brief};
 
@@ -20,12 +20,18 @@ pub enum Problem {
     Stalled(Arc<str>),
     /// It has been due for that long, and no worker has claimed it.
     Neglected(Duration),
+    /// It is due and must not move (see [`Takeover::Never`]), and the log has not heard of this worker of late, which it is
+    /// bound to.
+    Abandoned(Arc<str>),
 }
 
 impl Problem {
     /// What is wrong with a flow at this instant; `None` when it goes its way.
     pub(super) fn of(info: &FlowInfo, now: Timestamp) -> Option<Self> {
         let reason = || info.reason.clone().unwrap_or_else(|| "no reason given".into());
+        if info.is_abandoned() {
+            return info.worker.clone().map(Self::Abandoned);
+        }
         match info.state {
             FlowState::Failed => Some(Self::Failed(reason())),
             FlowState::Stalled => Some(Self::Stalled(reason())),
@@ -52,6 +58,9 @@ impl Problem {
                 "start a worker that registers its type and version and claims from its queue, or more slots for those \
                  that do; or `cancel` it"
             }
+            Self::Abandoned(_) => {
+                "start a worker of that name where it was; or, if what it had there is given up, anywhere; or `cancel` it"
+            }
         }
     }
 }
@@ -62,6 +71,7 @@ impl fmt::Display for Problem {
             Self::Failed(reason) => write!(f, "it failed: {reason}")?,
             Self::Stalled(reason) => write!(f, "it is stalled: {reason}")?,
             Self::Neglected(since) => write!(f, "no worker has claimed it for {}", brief(*since))?,
+            Self::Abandoned(worker) => write!(f, "it is bound to worker {worker:?}, which is gone")?,
         }
         write!(f, "\n  to do: {}", self.remedy())
     }
@@ -81,7 +91,8 @@ pub struct Troubled {
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Attention {
-    /// The flows that have failed or are stalled, in the order in which they were accepted.
+    /// The flows that have failed or are stalled, in the order in which they were accepted; after those of the first page
+    /// the ones that wait for workers that are gone.
     pub flows: Vec<Troubled>,
     /// Where the next page of them begins; `None` when this one reached the end.
     pub next: Option<Cursor>,
@@ -112,11 +123,46 @@ impl Attention {
             attention.flows = page.flows.into_iter().filter_map(troubled).collect();
             attention.next = page.next;
         }
+        if after.is_none() {
+            attention.add_abandoned(log, filter, limit).await?;
+        }
         if let Some(filter) = of(&[FlowState::Scheduled]) {
             let is_neglected = |count: &Count| count.oldest_due_at.is_some_and(|at| now.since(at) > NEGLECTED_AFTER);
             attention.neglected = log.counts(&filter).await?.into_iter().filter(is_neglected).collect();
         }
         Ok(attention)
+    }
+
+    /// Adds flows that wait for workers that are gone, at most so many.
+    async fn add_abandoned(
+        &mut self,
+        log: &dyn ExecutionLog,
+        filter: &Filter,
+        limit: usize,
+    ) -> Result<(), StorageError> {
+        /// How many flows that never move are read at once.
+        const PAGE: usize = 500;
+        let never = Affinity::Require { takeover: Takeover::Never }.to_label().unwrap_or_default();
+        let mut found: Vec<Troubled> = Vec::new();
+        for name in [Affinity::LABEL, Affinity::SESSION_LABEL] {
+            let bound = filter.clone().with_label(name, never.as_str());
+            let mut after = None;
+            while found.len() < limit {
+                let page = log.list(&bound, after, PAGE).await?;
+                for flow in page.flows.into_iter().filter(FlowInfo::is_abandoned) {
+                    let problem = Problem::of(&flow, self.at);
+                    let is_new = found.iter().all(|other| other.flow.id != flow.id);
+                    found.extend(problem.filter(|_| is_new).map(|problem| Troubled { flow, problem }));
+                }
+                after = page.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        found.truncate(limit);
+        self.flows.extend(found);
+        Ok(())
     }
 
     /// True when nothing needs a person.

@@ -41,6 +41,7 @@ impl Setup {
             log: None,
             meters: Meters::default(),
             layers: Layers::default(),
+            presence: crate::session::Presence::default(),
         };
         let journal = Box::new(Journal::new(records.clone(), info.started_at.unwrap_or(info.created_at)));
         let flow = FlowContext::new(Identity::of(info), Arc::new(env), journal);

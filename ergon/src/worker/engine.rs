@@ -28,11 +28,14 @@ use crate::{
     machine::Machine,
     meter::Origin,
     middleware::refused,
+    session::announce,
     spans,
 };
 
 /// The most flows that one claim asks for.
 const CLAIM_MAX: usize = 256;
+/// How often a worker lets the log hear of it that flows may be bound to.
+const PRESENCE: Duration = Duration::from_secs(5);
 /// A grace period that no clock could tell the end of is this one.
 const GRACE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 3_600);
 /// How long the log may take, at the end of a shutdown, to take back the flows whose steps did not end.
@@ -90,6 +93,10 @@ impl Engine {
             let engine = Arc::clone(&self);
             async move { engine.keep_leases().await }
         });
+        let presence = Aside::start({
+            let engine = Arc::clone(&self);
+            async move { engine.stay_heard_of().await }
+        });
         let _slots = self.env.meters.slots(self.options.slots);
         #[cfg(feature = "metrics")]
         let _sampling =
@@ -119,6 +126,7 @@ impl Engine {
             tracing::warn!(worker = %self.options.name, "the log does not answer; the leases end by themselves");
         }
         heartbeat.abort();
+        drop(presence);
         tracing::info!(worker = %self.options.name, "worker stopped");
     }
 
@@ -128,6 +136,19 @@ impl Engine {
             let next = self.env.clock.now().saturating_add(wait);
             self.env.clock.sleep_until(next).await;
             wait = self.leases.renew(&*self.log, self.options.lease).await;
+        }
+    }
+
+    /// Lets the log hear of the worker, from when on flows may be bound to it.
+    async fn stay_heard_of(&self) {
+        self.env.presence.began().await;
+        loop {
+            let mut request = ClaimRequest::new(Arc::clone(&self.options.name), self.target.clone());
+            (request.limit, request.is_place) = (0, true);
+            if let Err(error) = self.log.claim(request).await {
+                tracing::debug!(worker = %self.options.name, %error, "the log does not hear of the worker");
+            }
+            self.env.clock.sleep_until(self.env.clock.now().saturating_add(PRESENCE)).await;
         }
     }
 
@@ -159,6 +180,9 @@ impl Engine {
                 match claimed {
                     Ok(claimed) => {
                         trouble = Backoff::default();
+                        if claimed.is_place {
+                            self.env.presence.begin();
+                        }
                         more = claimed.flows.len() == limit;
                         next_due_at = claimed.next_due_at.filter(|_| !more);
                         let until = asked_at.saturating_add(self.options.lease);
@@ -195,6 +219,7 @@ impl Engine {
     async fn claim(&self, limit: usize, stop: &mut Stop) -> Option<Result<Claimed, StorageError>> {
         let mut request = ClaimRequest::new(Arc::clone(&self.options.name), self.target.clone());
         request.limit = limit;
+        request.is_place = self.env.presence.is_place();
         request.messages_max = MESSAGES_MAX;
         request.lease = self.options.lease;
         request.deliveries_max = self.options.deliveries_max;
@@ -262,6 +287,9 @@ impl Engine {
     }
 
     async fn drive(&self, mut claimed: Box<ClaimedFlow>, control: Arc<Control>) {
+        if !claimed.info.labels.is_empty() && !Box::pin(self.announce(&mut claimed, &control)).await {
+            return;
+        }
         let meter = self.env.meters.flow(&claimed.info.flow_type);
         let parked = self.parking.unpark(&claimed);
         meter.claimed(&claimed.info, if parked.is_some() { Origin::Memory } else { Origin::Log });
@@ -320,6 +348,20 @@ impl Engine {
             Driven::Released | Driven::Refused => {}
             Driven::Lost => self.let_go().push(lease.clone()),
         }
+    }
+
+    /// Tells a flow of the loss of its session; false when that was in vain, and the flow is let go.
+    async fn announce(&self, claimed: &mut ClaimedFlow, control: &Control) -> bool {
+        let mut trouble = Backoff::default();
+        while let Err(error) = announce(&*self.log, claimed, &self.options.name).await {
+            tracing::warn!(flow = %claimed.lease.flow, %error, "the flow cannot be told of the loss of its session now");
+            if !error.is_retryable() || self.env.clock.now() >= control.until() {
+                self.let_go().push(claimed.lease.clone());
+                return false;
+            }
+            tokio::time::sleep(trouble.next()).await;
+        }
+        true
     }
 
     async fn load(&self, claimed: &mut ClaimedFlow, control: &Control) -> Option<Box<Machine>> {

@@ -17,6 +17,7 @@ use crate::{
     flow::{Flow, FlowDef},
     meter::metered,
     middleware::{Layers, Middleware},
+    session::Presence,
 };
 
 /// Claims flows of the registered types and runs them. A builder: [`start`](Worker::start) starts it.
@@ -135,7 +136,9 @@ impl Worker {
         self
     }
 
-    /// A name for people to read, in listings and traces. Workers of one name are still different workers.
+    /// The name of the worker, in listings and traces; by default another one for each. Workers of one name are still
+    /// different workers, of which one at a time has a flow, but the same place for flows that are bound to one, by their
+    /// [`Affinity`](crate::Affinity) or a [`session`](crate::session): name it after what it is bound to, such as the machine.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.options.name = name.into();
         self
@@ -286,7 +289,12 @@ impl Worker {
             }
             Some(_) => None,
         };
-        let env = Env { observer, layers, ..Env::new(Arc::clone(&log), states) };
+        let env = Env {
+            observer,
+            layers,
+            presence: Presence::of(Arc::clone(&options.name)),
+            ..Env::new(Arc::clone(&log), states)
+        };
         let engine = Engine::new(log, Arc::new(env), defs, types, options);
         Ok(WorkerHandle { engine: engine.start(retention) })
     }

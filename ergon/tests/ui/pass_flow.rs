@@ -21,7 +21,7 @@ struct Order {
 impl Order {
     const POLICY: RetryPolicy = RetryPolicy::STANDARD;
 
-    #[flow(name = "orders", version = 3, timeout = "1h", retention = "30d")]
+    #[flow(name = "orders", version = 3, timeout = "1h", retention = "30d", affinity(require = "2m"))]
     async fn run(&self) -> Outcome<u64> {
         let (a, b) = tokio::try_join!(self.charge(self.cents, "card"), self.pair((1, 2), 3))?;
         let first = tokio::select! {
@@ -108,6 +108,9 @@ fn main() {
     assert_eq!(<Order as Flow>::TIMEOUT.map(|timeout| timeout.as_secs()), Some(3600));
     assert_eq!(<Order as Flow>::RETENTION.map(|retention| retention.as_secs()), Some(30 * 24 * 3600));
     assert_eq!(<Unlucky as Flow>::RETENTION, None);
+    let takeover = ergon::Takeover::After(std::time::Duration::from_secs(120));
+    assert_eq!(<Order as Flow>::AFFINITY, ergon::Affinity::Require { takeover });
+    assert_eq!(<Unlucky as Flow>::AFFINITY, ergon::Affinity::Anyone);
     assert_eq!(<Order as Flow>::STEPS, ["charge-card", "pair", "note", "resize", "nothing"]);
     assert_eq!(<Unlucky as Flow>::NAME, "Unlucky");
     let _ = (Unlucky::Output, Unlucky::Error, fetch, hash);

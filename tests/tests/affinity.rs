@@ -1,0 +1,329 @@
+//! Flows that stay where they ran, and sessions.
+
+use std::time::Duration;
+
+use ergon::{
+    Admin, Affinity, Filter, SessionLost, Takeover, WorkerHandle,
+    admin::Problem,
+    prelude::*,
+    session, session_with,
+    storage::{ExecutionLog, FlowState, ManualClock},
+};
+use ergon_tests::{FaultyLog, Gate, Place, Trace, both, note, soon, state_of, until};
+
+const SECOND: Duration = Duration::from_secs(1);
+const LEASE: Duration = Duration::from_secs(10);
+const TAKEOVER: Duration = Duration::from_secs(60);
+
+both!(
+    a_flow_goes_on_where_it_ran,
+    a_preferred_worker_that_is_gone_is_not_waited_for_long,
+    a_session_stays_on_its_worker_over_waits,
+    a_session_survives_a_restart_under_the_same_name,
+    a_lost_session_is_told_before_any_step_of_it_begins,
+    the_loss_of_a_session_is_replayed,
+    a_session_of_a_worker_that_is_heard_of_is_not_taken_over,
+    what_never_moves_is_told_of,
+    a_session_within_a_session_fails_the_flow,
+    the_end_of_a_session_sets_the_flow_free,
+);
+
+/// The name of the worker, for the steps.
+struct Name(&'static str);
+
+#[step]
+async fn place(label: &str) -> ergon::Result<String> {
+    let place = state::<Name>().0;
+    note(format!("{label} on {place}"));
+    Ok(place.into())
+}
+
+/// Waits at the gate, on the worker that it began on.
+#[step]
+async fn long(label: &str) -> ergon::Result<String> {
+    let place = state::<Name>().0;
+    note(format!("{label} on {place}"));
+    state::<Gate>().pass().await;
+    Ok(place.into())
+}
+
+#[flow(affinity(prefer = "5s"))]
+async fn warm(rounds: u32) -> ergon::Result<Vec<String>> {
+    let mut places = Vec::new();
+    for _ in 0..rounds {
+        places.push(place("work").await?);
+        signal::<()>("go").await?;
+    }
+    Ok(places)
+}
+
+#[flow]
+async fn convert(file: String) -> ergon::Result<Vec<String>> {
+    let mut lost = Vec::new();
+    loop {
+        let outcome = session(async || {
+            place(&format!("load {file}")).await?;
+            signal::<()>("go").await?;
+            long("convert").await?;
+            place("store").await
+        });
+        match outcome.await {
+            Ok(stored) => {
+                lost.push(stored?);
+                place("report").await?;
+                signal::<()>("end").await?;
+                return Ok(lost);
+            }
+            Err(SessionLost { worker, by, .. }) => lost.push(format!("{worker} to {by}")),
+        }
+    }
+}
+
+#[flow]
+async fn rooted(twice: bool) -> ergon::Result<String> {
+    let there = session_with(Takeover::Never, async || {
+        if twice {
+            _ = session(async || place("inner").await).await?;
+        }
+        signal::<()>("go").await?;
+        place("work").await
+    });
+    there.await?
+}
+
+async fn start(log: &FaultyLog, name: &'static str, trace: &Trace, gate: &Gate) -> WorkerHandle {
+    let worker = Worker::new(log.clone()).register::<warm>().register::<convert>().register::<rooted>();
+    let worker = worker.with_state(trace.clone()).with_state(gate.clone()).with_state(Name(name));
+    worker.name(name).lease(LEASE).start().await.unwrap()
+}
+
+/// Lets the time pass in steps that no living worker's lease is too short for.
+async fn pass(clock: &ManualClock, logs: &[&FaultyLog], time: Duration) {
+    let mut left = time;
+    while !left.is_zero() {
+        let step = left.min(SECOND);
+        clock.advance(step);
+        for log in logs {
+            log.at_rest().await;
+        }
+        left -= step;
+    }
+}
+
+async fn a_flow_goes_on_where_it_ran(at: Place) {
+    let clock = ManualClock::new();
+    let log = at.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let ann = start(&log, "ann", &trace, &gate).await;
+    let flow = Scheduler::new(log.clone()).schedule(warm(5)).await.unwrap();
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    let bob_log = log.another();
+    let bob = start(&bob_log, "bob", &trace, &gate).await;
+    for _ in 0..5 {
+        state_of(&log, flow.id(), FlowState::Suspended).await;
+        flow.signal("go", &()).await.unwrap();
+        until("the signal to be taken", || async { flow.status().await.unwrap().state != FlowState::Scheduled }).await;
+    }
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), ["ann"; 5]);
+    ann.shutdown().await;
+    bob.shutdown().await;
+}
+
+async fn a_preferred_worker_that_is_gone_is_not_waited_for_long(at: Place) {
+    let clock = ManualClock::new();
+    let log = at.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let dead = log.another();
+    let ann = start(&dead, "ann", &trace, &gate).await;
+    let flow = Scheduler::new(log.clone()).schedule(warm(2)).await.unwrap();
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    dead.crash().await;
+    drop(ann);
+    let bob = start(&log, "bob", &trace, &gate).await;
+    flow.signal("go", &()).await.unwrap();
+    pass(&clock, &[&log], SECOND * 4).await;
+    assert_eq!(trace.take(), ["work on ann"]);
+    pass(&clock, &[&log], SECOND).await;
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    assert_eq!(trace.take(), ["work on bob"]);
+    flow.signal("go", &()).await.unwrap();
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), ["ann", "bob"]);
+    bob.shutdown().await;
+}
+
+async fn a_session_stays_on_its_worker_over_waits(at: Place) {
+    let clock = ManualClock::new();
+    let log = at.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let ann = start(&log, "ann", &trace, &gate).await;
+    let flow = Scheduler::new(log.clone()).schedule(convert("film".into())).await.unwrap();
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    let bob_log = log.another();
+    let bob = start(&bob_log, "bob", &trace, &gate).await;
+    // For long: the worker is heard of though it has nothing to do.
+    pass(&clock, &[&log, &bob_log], TAKEOVER * 3).await;
+    flow.signal("go", &()).await.unwrap();
+    until("the step to begin", || async { trace.count("convert on ann") == 1 }).await;
+    gate.open();
+    flow.signal("end", &()).await.unwrap();
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), ["ann"]);
+    assert_eq!(trace.take()[..3], ["load film on ann", "convert on ann", "store on ann"]);
+    ann.shutdown().await;
+    bob.shutdown().await;
+}
+
+async fn a_session_survives_a_restart_under_the_same_name(at: Place) {
+    let clock = ManualClock::new();
+    let log = at.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let dead = log.another();
+    let ann = start(&dead, "ann", &trace, &gate).await;
+    let flow = Scheduler::new(log.clone()).schedule(convert("film".into())).await.unwrap();
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    dead.crash().await;
+    drop(ann);
+    let bob = start(&log.another(), "bob", &trace, &gate).await;
+    flow.signal("go", &()).await.unwrap();
+    let again = start(&log, "ann", &trace, &gate).await;
+    until("the step to begin", || async { trace.count("convert on ann") == 1 }).await;
+    gate.open();
+    flow.signal("end", &()).await.unwrap();
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), ["ann"]);
+    again.shutdown().await;
+    bob.shutdown().await;
+}
+
+async fn a_lost_session_is_told_before_any_step_of_it_begins(at: Place) {
+    let clock = ManualClock::new();
+    let log = at.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let dead = log.another();
+    let ann = start(&dead, "ann", &trace, &gate).await;
+    let flow = Scheduler::new(log.clone()).schedule(convert("film".into())).await.unwrap();
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    flow.signal("go", &()).await.unwrap();
+    until("the step to begin", || async { trace.count("convert on ann") == 1 }).await;
+    dead.crash().await;
+    drop(ann);
+    let bob = start(&log, "bob", &trace, &gate).await;
+    pass(&clock, &[&log], SECOND * 55).await;
+    assert_eq!(trace.take(), ["load film on ann", "convert on ann"]);
+    pass(&clock, &[&log], SECOND * 10).await;
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    assert_eq!(trace.take(), ["load film on bob"], "what was local is done again, and nothing before that");
+    gate.open();
+    flow.signal("go", &()).await.unwrap();
+    flow.signal("end", &()).await.unwrap();
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), ["ann to bob", "bob"]);
+    assert_eq!(log.flow(flow.id()).await.unwrap().unwrap().info.labels.len(), 0, "nothing is left of the session");
+    bob.shutdown().await;
+}
+
+async fn the_loss_of_a_session_is_replayed(at: Place) {
+    let clock = ManualClock::new();
+    let log = at.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let mut dead = log.another();
+    let ann = start(&dead, "ann", &trace, &gate).await;
+    let flow = Scheduler::new(log.clone()).schedule(convert("film".into())).await.unwrap();
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    dead.crash().await;
+    drop(ann);
+    // Each of them loads the film, and dies; the last one is the first again.
+    for name in ["bob", "cleo", "ann"] {
+        dead = log.another();
+        let worker = start(&dead, name, &trace, &gate).await;
+        flow.signal("go", &()).await.unwrap();
+        pass(&clock, &[&dead], TAKEOVER + SECOND * 10).await;
+        until("the step to begin", || async { trace.count(&format!("load film on {name}")) >= 1 }).await;
+        if name != "ann" {
+            dead.crash().await;
+            drop(worker);
+            continue;
+        }
+        gate.open();
+        flow.signal("go", &()).await.unwrap();
+        flow.signal("end", &()).await.unwrap();
+        let all = soon("the result", flow.result()).await.unwrap();
+        assert_eq!(all, ["ann to bob", "bob to cleo", "cleo to ann", "ann"]);
+        worker.shutdown().await;
+    }
+}
+
+async fn a_session_of_a_worker_that_is_heard_of_is_not_taken_over(at: Place) {
+    let clock = ManualClock::new();
+    let log = at.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let ann = start(&log, "ann", &trace, &gate).await;
+    let flow = Scheduler::new(log.clone()).schedule(convert("film".into())).await.unwrap();
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    flow.signal("go", &()).await.unwrap();
+    until("the step to begin", || async { trace.count("convert on ann") == 1 }).await;
+    let bob_log = log.another();
+    let bob = start(&bob_log, "bob", &trace, &gate).await;
+    // Its lease ends, for it cannot renew it; but it claims, and so it is there.
+    log.hold("heartbeat");
+    clock.advance(LEASE);
+    until("the step to begin again", || async { trace.count("convert on ann") == 2 }).await;
+    log.free("heartbeat");
+    gate.open();
+    flow.signal("end", &()).await.unwrap();
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), ["ann"]);
+    ann.shutdown().await;
+    bob.shutdown().await;
+}
+
+async fn what_never_moves_is_told_of(at: Place) {
+    let clock = ManualClock::new();
+    let log = at.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let dead = log.another();
+    let ann = start(&dead, "ann", &trace, &gate).await;
+    let flow = Scheduler::new(log.clone()).schedule(rooted(false)).await.unwrap();
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    dead.crash().await;
+    drop(ann);
+    let bob = start(&log, "bob", &trace, &gate).await;
+    flow.signal("go", &()).await.unwrap();
+    let admin = Admin::new(log.clone());
+    assert!(admin.attention(&Filter::all(), None, 10).await.unwrap().is_empty());
+    pass(&clock, &[&log], Affinity::ABANDONED_AFTER * 3).await;
+    let attention = admin.attention(&Filter::all(), None, 10).await.unwrap();
+    assert_eq!(attention.flows.len(), 1);
+    assert_eq!(attention.flows[0].problem, Problem::Abandoned("ann".into()));
+    assert!(attention.to_string().contains("bound to worker \"ann\", which is gone"), "{attention}");
+    assert_eq!(trace.take(), [""; 0]);
+    let again = start(&log.another(), "ann", &trace, &gate).await;
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), "ann");
+    assert!(admin.attention(&Filter::all(), None, 10).await.unwrap().is_empty());
+    again.shutdown().await;
+    bob.shutdown().await;
+}
+
+async fn a_session_within_a_session_fails_the_flow(at: Place) {
+    let log = at.log().await;
+    let worker = start(&log, "ann", &Trace::new(), &Gate::closed()).await;
+    let flow = Scheduler::new(log.clone()).schedule(rooted(true)).await.unwrap();
+    let error = soon("the result", flow.result()).await.unwrap_err();
+    assert!(format!("{error}").contains("in a session already"), "{error}");
+    worker.shutdown().await;
+}
+
+async fn the_end_of_a_session_sets_the_flow_free(at: Place) {
+    let clock = ManualClock::new();
+    let log = at.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    gate.open();
+    let dead = log.another();
+    let ann = start(&dead, "ann", &trace, &gate).await;
+    let flow = Scheduler::new(log.clone()).schedule(convert("film".into())).await.unwrap();
+    flow.signal("go", &()).await.unwrap();
+    until("the session to end", || async { trace.count("report on ann") == 1 }).await;
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    dead.crash().await;
+    drop(ann);
+    let bob = start(&log, "bob", &trace, &gate).await;
+    flow.signal("end", &()).await.unwrap();
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), ["ann"]);
+    bob.shutdown().await;
+}
