@@ -368,6 +368,22 @@ fn signal(run: &Run, signal: &str) {
     assert!(status.unwrap().success());
 }
 
+#[test]
+fn session_downloads_again() {
+    let text = run("session", &[]);
+    let at = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what:?} is not in {text}"));
+    let order = [
+        at("ann downloads film"),
+        at("ann was killed"),
+        at("the session on worker \"ann\" is lost, \"bob\" has taken over"),
+        at("bob downloads film"),
+        at("bob converts film"),
+        at("1000 lines, by bob"),
+    ];
+    assert!(order.is_sorted(), "{text}");
+    assert!(!text.contains("ann converts"), "{text}");
+}
+
 /// Three workers share what is sent; one is killed, one is asked to stop, and nothing is lost.
 fn fleet_on(url: &str) {
     let worker = |name| Run::start("fleet", &["work", "--log", url, "--name", name, "--slots", "4", "--lease", "0.5"]);

@@ -1,0 +1,139 @@
+//! A local file that several steps work on: a session keeps the flow on the worker that has the file. The worker is
+//! killed; another one takes over, hears that the session is lost, and downloads again.
+//!
+//! ```text
+//! cargo run --example session
+//! ```
+//!
+//! It takes twenty seconds: for so long a worker may be silent before it counts as gone.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use ergon::{FlowState, Takeover, prelude::*, session_with};
+
+const LINES: u32 = 1_000;
+
+#[flow_type]
+struct Convert {
+    name: String,
+}
+
+#[flow_type]
+impl Convert {
+    #[flow]
+    async fn run(&self) -> ergon::Result<String> {
+        loop {
+            let converted = session_with(Takeover::After(Duration::from_secs(15)), async || {
+                let lines = self.download().await?;
+                println!("  {lines} lines are on the disk");
+                // However long it takes, the file is here when the flow goes on.
+                signal::<()>("convert").await?;
+                self.convert().await?;
+                self.upload().await
+            });
+            match converted.await {
+                Ok(uploaded) => return uploaded,
+                Err(lost) => println!("  {lost}: download it again"),
+            }
+        }
+    }
+
+    #[step]
+    async fn download(&self) -> ergon::Result<usize> {
+        println!("  {} downloads {}", state::<Place>().name, self.name);
+        let text = (1..=LINES).map(|line| format!("line {line}")).collect::<Vec<_>>().join("\n");
+        fs::write(self.local("txt"), &text)?;
+        Ok(text.lines().count())
+    }
+
+    #[step]
+    async fn convert(&self) -> ergon::Result<()> {
+        println!("  {} converts {}", state::<Place>().name, self.name);
+        let text = fs::read_to_string(self.local("txt"))?;
+        fs::write(self.local("out"), text.to_uppercase())?;
+        Ok(())
+    }
+
+    #[step]
+    async fn upload(&self) -> ergon::Result<String> {
+        let text = fs::read_to_string(self.local("out"))?;
+        Ok(format!(
+            "{} lines, by {}, ending with {:?}",
+            text.lines().count(),
+            state::<Place>().name,
+            text.lines().last()
+        ))
+    }
+
+    /// A file on the machine of the worker.
+    fn local(&self, kind: &str) -> PathBuf {
+        state::<Place>().folder.join(&self.name).with_extension(kind)
+    }
+}
+
+/// What a worker has for itself: here a folder stands for a machine.
+#[derive(Clone)]
+struct Place {
+    name: String,
+    folder: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> ergon::Result<()> {
+    let mut args = std::env::args().skip(1);
+    match (args.next(), args.next(), args.next()) {
+        (None, ..) => supervise().await,
+        (Some(word), Some(folder), Some(name)) if word == "worker" => work(Path::new(&folder), name).await,
+        _ => Err(ergon::Error::new("this example takes no arguments")),
+    }
+}
+
+/// A worker process: works until it is killed, or until the process that started it closes its input.
+async fn work(folder: &Path, name: String) -> ergon::Result<()> {
+    let place = Place { folder: folder.join(&name), name };
+    fs::create_dir_all(&place.folder)?;
+    let worker = Worker::new(SqliteExecutionLog::open(folder.join("log.db")).await?)
+        .register::<Convert>()
+        .name(&*place.name) // what flows are bound to
+        .with_state(place)
+        .start()
+        .await?;
+    tokio::task::spawn_blocking(|| io::copy(&mut io::stdin(), &mut io::sink())).await??;
+    worker.shutdown().await;
+    Ok(())
+}
+
+fn start_worker(folder: &Path, name: &str) -> io::Result<Child> {
+    Command::new(std::env::current_exe()?).arg("worker").arg(folder).arg(name).stdin(Stdio::piped()).spawn()
+}
+
+async fn supervise() -> ergon::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let scheduler = Scheduler::new(SqliteExecutionLog::open(folder.path().join("log.db")).await?);
+    let mut ann = start_worker(folder.path(), "ann")?;
+    let flow = scheduler.schedule(Convert { name: "film".into() }).await?;
+    while flow.status().await?.state != FlowState::Suspended {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    ann.kill()?;
+    ann.wait()?;
+    println!("ann was killed (SIGKILL), with the file on her disk; bob starts");
+    let mut bob = start_worker(folder.path(), "bob")?;
+    flow.signal("convert", &()).await?;
+
+    // The first signal was taken by the session that was lost, or waits for the next one: another does no harm.
+    while flow.status().await?.worker.as_deref() != Some("bob") {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    flow.signal("convert", &()).await.ok();
+    println!("{}", flow.result().await?);
+    println!("\n{}", flow.history().await?);
+
+    drop(bob.stdin.take());
+    bob.wait()?;
+    Ok(())
+}
