@@ -82,6 +82,7 @@ pub mod runs;
 pub mod script;
 pub mod snapshots;
 pub mod suspend;
+pub mod transact;
 pub mod upkeep;
 pub mod watch;
 
@@ -355,6 +356,13 @@ macro_rules! conformance_tests {
                 beats_of_many_flows_at_once
                 a_retry_keeps_the_beats_of_what_it_keeps
             }
+            transact {
+                work_for_another_database_is_refused
+                work_is_done_once_for_a_call
+                work_that_fails_leaves_no_trace
+                work_needs_the_lease
+                outcomes_of_work_go_with_their_flow
+            }
             snapshots {
                 import_keeps_everything_in_every_state
                 import_of_a_taken_id_changes_nothing
@@ -548,6 +556,7 @@ mod tests {
             ("feeds", include_str!("feeds.rs")),
             ("labels", include_str!("labels.rs")),
             ("affinity", include_str!("affinity.rs")),
+            ("transact", include_str!("transact.rs")),
             ("script", include_str!("script.rs")),
         ];
         for (area, source) in areas {

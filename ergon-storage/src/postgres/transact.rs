@@ -58,7 +58,7 @@ struct Rented {
     session: Arc<Session>,
     /// Names the call, if nobody has and the lease holds.
     begin: Statement,
-    /// What a call that was named before has resulted in.
+    /// What a call that was named before has resulted in, if the lease still holds.
     known: Statement,
     /// Keeps the outcome, if the lease still holds, and lets nobody take it until the end of the transaction.
     end: Statement,
@@ -168,7 +168,8 @@ impl Rented {
             "INSERT INTO {schema}.effects (flow, call) SELECT $1, $2 WHERE EXISTS ({}) ON CONFLICT DO NOTHING RETURNING 1",
             held("$3")
         );
-        let known = format!("SELECT outcome FROM {schema}.effects WHERE flow = $1 AND call = $2");
+        let known =
+            format!("SELECT outcome FROM {schema}.effects WHERE flow = $1 AND call = $2 AND EXISTS ({})", held("$3"));
         let end = format!(
             "WITH held AS MATERIALIZED ({} FOR SHARE) UPDATE {schema}.effects e SET outcome = $4 FROM held \
              WHERE e.flow = $1 AND e.call = $2 AND e.xmin = pg_current_xact_id()::xid RETURNING 1",
@@ -208,7 +209,7 @@ impl Once<'_> {
         // Sent at once, but each by itself: settings made within the transaction would end with it.
         tokio::try_join!(self.say(&rented.renew), self.say("BEGIN"))?;
         if self.ask(&rented.begin, &[key, call, fence]).await?.is_empty() {
-            let known = self.ask(&rented.known, &[key, call]).await?;
+            let known = self.ask(&rented.known, &[key, call, fence]).await?;
             self.say("ROLLBACK").await?;
             let Some(known) = known.first() else {
                 return Ok(Done::Clean(Err(Error::lease_lost(&lease.flow))));
