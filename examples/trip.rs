@@ -4,13 +4,15 @@
 //! cargo run --example trip
 //! ```
 //!
-//! One sees three trips: one that is booked, one whose car is not to be had and whose hotel and flight are released again,
+//! One sees four trips: one that is booked, one whose car is not to be had and whose hotel and flight are released again,
 //! in reverse order, and one whose hotel cannot be released at first: it fails, and goes on with that release when it is
-//! retried. The timelines show it all. What must not be repeated, the payment, is a step that runs at most once.
+//! retried. The last one is cancelled while it waits for a visa: what was booked by then is released before it has ended.
+//! The timelines show it all. What must not be repeated, the payment, is a step that runs at most once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ergon::{ErrorKind, prelude::*, saga};
+use futures::StreamExt;
 
 #[flow_type]
 struct Trip {
@@ -30,6 +32,11 @@ impl Trip {
             let hotel = self.book("hotel").await?;
             saga.undo(move || self.release("hotel", hotel));
             let car = self.book("car").await?;
+            saga.undo(move || self.release("car", car));
+            if self.to == "Lima" {
+                set_status("waits for the visa")?;
+                signal::<String>("visa").await?;
+            }
             match self.pay(flight + hotel + car).await {
                 Err(error) if error.kind() == ErrorKind::UnknownOutcome => self.look_into_the_account().await?,
                 paid => paid?,
@@ -41,7 +48,7 @@ impl Trip {
 
     #[step]
     async fn book(&self, what: &str) -> ergon::Result<u32> {
-        if what == "car" && self.to != "Rome" {
+        if what == "car" && !["Rome", "Lima"].contains(&&*self.to) {
             return Err(ergon::Error::permanent(format!("there is no car in {}", self.to)));
         }
         println!("{}: the {what} is booked", self.to);
@@ -88,6 +95,16 @@ async fn main() -> ergon::Result<()> {
         }
         trips.push(trip);
     }
+
+    let lima = scheduler.schedule(Trip { to: "Lima".into() }).id("Lima").await?;
+    if let Some(status) = lima.watch_status::<String>().next().await {
+        println!("Lima: {}", status?.value);
+    }
+    lima.cancel("the visa was refused").await?;
+    if let Err(error) = lima.result().await {
+        println!("Lima: {error}\n");
+    }
+    trips.push(lima);
     worker.shutdown().await;
 
     // The next morning somebody is there.

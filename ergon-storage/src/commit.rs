@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{Beat, CallPath, Channel, Labels, Lease, NewFlow, NewItem, Record, Result, Timestamp};
+use crate::{Beat, CallPath, Channel, Cleanup, Labels, Lease, NewFlow, NewItem, Record, Result, Timestamp};
 
 /// What a worker writes about a flow that it holds: all of it or nothing.
 #[derive(Debug, Clone)]
@@ -31,6 +31,9 @@ pub struct Commit {
     /// How many items the flow's own code has emitted in this run, if that has changed; see
     /// [`FlowInfo::emitted`](crate::FlowInfo::emitted).
     pub emitted: Option<u32>,
+    /// What the flow has to clean up from now on, where that is more than before: [`Cleanup::None`] leaves it as it is. With
+    /// [`Cleanup::Underway`] comes a record of the kind [`CallKind::Cancel`](crate::CallKind::Cancel).
+    pub cleanup: Cleanup,
     /// Where the flow goes from here.
     pub next: Next,
 }
@@ -49,6 +52,7 @@ impl Commit {
             labels: None,
             items: Vec::new(),
             emitted: None,
+            cleanup: Cleanup::None,
             next: Next::Run,
         }
     }
@@ -61,7 +65,8 @@ pub enum Next {
     /// On, under the same lease.
     Run,
     /// To sleep until it is woken; the lease ends. If something that wakes it is there already, the lease goes
-    /// on instead, and [`Committed::Awake`] says so. The flow's time limit wakes it like an instant.
+    /// on instead, and [`Committed::Awake`] says so. The flow's time limit wakes it like an
+    /// instant, unless it is cleaning up.
     Suspend(Wake),
     /// To its end, with this encoded result.
     Complete {
@@ -78,6 +83,11 @@ pub enum Next {
         /// with. Nothing that the flow has done since may hang on their outcomes. What their children have told by
         /// then is withdrawn.
         again: Vec<CallPath>,
+    },
+    /// To its end, as cancelled: its clean-up is done.
+    Cancel {
+        /// Why it was cancelled.
+        reason: Arc<str>,
     },
     /// Back to its beginning, with another value: its next run. The flow is scheduled, claimable at once, and the lease
     /// ends.

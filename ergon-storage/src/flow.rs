@@ -262,6 +262,48 @@ impl fmt::Display for FlowState {
     }
 }
 
+/// Whether a flow has something to clean up when it is cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum Cleanup {
+    /// Nothing that the log knows of: a cancellation ends the flow at once.
+    #[default]
+    None,
+    /// Its code has asked to be heard before a cancellation ends the flow.
+    Needed,
+    /// It was cancelled, or its time is up, and its clean-up is to run, or runs, or has ended with the flow: its history has a
+    /// record of the kind [`CallKind::Cancel`](crate::CallKind::Cancel).
+    Underway,
+}
+
+impl Cleanup {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::None, Self::Needed, Self::Underway];
+
+    /// The number under which a log stores it. Never reused.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::None => 0,
+            Self::Needed => 1,
+            Self::Underway => 2,
+        }
+    }
+
+    /// The one stored under `code`; `None` when this program does not know it.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|cleanup| cleanup.code() == code)
+    }
+}
+
+impl fmt::Display for Cleanup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Needed => "needed",
+            Self::Underway => "underway",
+        })
+    }
+}
+
 /// What the log knows about a flow, without its payloads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FlowInfo {
@@ -310,6 +352,8 @@ pub struct FlowInfo {
     /// How many items its own code has emitted in its present run, as the engine says: when the code is replayed, so many
     /// are not emitted again.
     pub emitted: u32,
+    /// Whether it has something to clean up when it is cancelled, or is being cancelled.
+    pub cleanup: Cleanup,
     /// The worker that has it, or had its present run last.
     pub worker: Option<Arc<str>>,
 }
@@ -320,6 +364,11 @@ impl FlowInfo {
     pub fn is_abandoned(&self) -> bool {
         self.due_at == Some(Timestamp::MAX)
             && Affinity::binding(&self.labels) == Affinity::Require { takeover: crate::Takeover::Never }
+    }
+
+    /// True when the flow was cancelled, or its time is up, and it has not ended yet: its clean-up is to run, or runs.
+    pub fn is_cleaning_up(&self) -> bool {
+        self.cleanup == Cleanup::Underway && !self.state.is_final()
     }
 }
 

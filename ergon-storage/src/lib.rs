@@ -60,7 +60,7 @@ pub use clock::{Clock, ManualClock, SystemClock};
 pub use codec::{CodecError, CodecExecutionLog, PayloadCodec, PayloadContext, PayloadKind};
 pub use commit::{Commit, CommitNow, Committed, Next, Wake};
 pub use error::{Error, ErrorKind, Result};
-pub use flow::{FlowInfo, FlowRecord, FlowState, NewFlow, Parent, Start};
+pub use flow::{Cleanup, FlowInfo, FlowRecord, FlowState, NewFlow, Parent, Start};
 pub use id::{FlowId, InvalidId};
 pub use item::{Feed, Item, Keep, NewItem};
 pub use labels::Labels;

@@ -87,7 +87,8 @@ pub trait ExecutionLog: Send + Sync + 'static {
     async fn heartbeat(&self, leases: &[Lease], lease: Duration) -> Result<Vec<LeaseState>>;
 
     /// Gives a flow back: it is scheduled, claimable at once, and this claim is not counted as a delivery. A
-    /// repeat is refused.
+    /// repeat is refused. One that was cancelled under this lease and waits for its clean-up is claimable at once from then
+    /// on.
     ///
     /// # Errors
     ///
@@ -169,10 +170,26 @@ pub trait ExecutionLog: Send + Sync + 'static {
     /// A flow that has ended is left as it is, with what it has started, which is said. A flow that was accepted
     /// before the one that it names as its parent is no descendant.
     ///
+    /// One of them that has something to [clean up](crate::Cleanup::Needed) does not end with this: a
+    /// [record](crate::Record::cancel) of the cancellation is added to its history, and it is scheduled, with its mailbox,
+    /// for its clean-up, after which [`Next::Cancel`](crate::Next::Cancel) ends it and tells its parent. It is due at once;
+    /// while somebody runs it, when that one [lets go](Self::release) of it, or its lease ends. That one hears of it by
+    /// [`LeaseState::Cancelled`]. Its time limit wakes it no more. A flow that is cleaning up already is left as it is, which
+    /// is answered as if it were cancelled.
+    ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] for an unknown flow.
+    /// [`ErrorKind::NotFound`] for an unknown flow; [`ErrorKind::TooLarge`] for a reason of more than
+    /// [`Limits::REASON_BYTES_MAX`] bytes.
     async fn cancel(&self, flow: &FlowId, reason: &str) -> Result<Cancelled>;
+
+    /// Cancels a flow as [`cancel`](Self::cancel) does one that has nothing to clean up, whatever it has, or is cleaning up:
+    /// it ends at once. Its attached descendants are cancelled as by that one, with their clean-up.
+    ///
+    /// # Errors
+    ///
+    /// As [`cancel`](Self::cancel).
+    async fn abandon(&self, flow: &FlowId, reason: &str) -> Result<Cancelled>;
 
     /// Schedules a failed or stalled flow again, to go on where it stopped. The deliveries are reset; the time limit
     /// begins anew. What a failed flow has told its parent is withdrawn if it has not been taken in.
@@ -265,12 +282,13 @@ pub trait ExecutionLog: Send + Sync + 'static {
     ///
     /// The messages that come with the reset are put back into its mailbox, and all ends of children are taken out of it.
     /// The children that it names are cancelled if they live, with their attached descendants, and forgotten, as far as the
-    /// flow hears of them. What the flow has told its parent of its end is withdrawn if it has not been taken in.
+    /// flow hears of them. What the flow has told its parent of its end is withdrawn if it has not been taken in. A flow that
+    /// had something to clean up still has, and is no longer cancelled.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::NotFound`] for an unknown flow; [`ErrorKind::Conflict`] when its run, epoch or number of records is
-    /// not the one that was seen; [`ErrorKind::Invalid`] and [`ErrorKind::TooLarge`] as [`Reset::check`].
+    /// not the one that was seen, and when one of the children lives and has something to clean up; [`ErrorKind::Invalid`] and [`ErrorKind::TooLarge`] as [`Reset::check`].
     async fn reset(&self, reset: Reset) -> Result<()>;
 
     /// Forgets finished flows with everything that belongs to them, the longest finished first, and returns how
@@ -302,6 +320,24 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The longest reason for which a flow is cancelled, in bytes, where payloads may be as long.
+    pub const REASON_BYTES_MAX: usize = 4096;
+
+    /// Refuses a reason for a cancellation that is too long: the engine repeats it in what the flow ends with. Every log
+    /// calls this before it looks at the flow.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLarge`].
+    pub fn check_reason(&self, flow: &FlowId, reason: &str) -> Result<()> {
+        let (bytes, max) = (reason.len(), Self::REASON_BYTES_MAX.min(self.payload_bytes_max));
+        if bytes <= max {
+            return Ok(());
+        }
+        let message = format!("the reason of a cancellation takes {bytes} bytes, the limit is {max}; say it shorter");
+        Err(Error::new(ErrorKind::TooLarge, message).with_flow(flow))
+    }
+
     /// Refuses a payload over the limit.
     ///
     /// # Errors
@@ -362,6 +398,7 @@ impl Limits {
         match &commit.next {
             crate::Next::Complete { result } => self.check_payload("the flow's result", result.len()),
             crate::Next::Fail { error, .. } => self.check_payload("the flow's error", error.len()),
+            crate::Next::Cancel { reason } => return self.check_reason(flow, reason),
             crate::Next::Continue { input } => self.check_payload("the flow's next value", input.len()),
             _ => Ok(()),
         }
@@ -527,9 +564,9 @@ pub enum LeaseState {
 /// What became of a cancellation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cancelled {
-    /// The flow is cancelled now.
+    /// The flow is cancelled now: it has ended, or is to clean up and then ends.
     Now,
-    /// The flow had reached this final state before.
+    /// The flow had reached this final state before; cancelled also when it is cleaning up.
     Already(FlowState),
 }
 

@@ -65,6 +65,29 @@ impl Record {
     pub const NAME_BYTES_MAX: usize = 255;
     /// The greatest number of records a flow can have.
     pub const SEQ_MAX: u32 = (1 << 24) - 3;
+    /// The name of the record of a cancellation.
+    pub const CANCELLED: &'static str = "cancelled";
+    /// The name of the record of a time limit that has passed.
+    pub const TIME_IS_UP: &'static str = "time is up";
+
+    /// The record that a flow, which has something to clean up, was cancelled, or that its time is up.
+    #[must_use]
+    pub fn cancel(seq: u32, at: Timestamp, name: impl Into<Arc<str>>, reason: &str) -> Self {
+        Self {
+            seq,
+            at,
+            path: CallPath::top(0),
+            kind: CallKind::Cancel,
+            phase: Phase::Completed,
+            name: name.into(),
+            args_hash: 0,
+            attempt: 0,
+            started_at: at,
+            due_at: None,
+            reference: None,
+            payload: Bytes::copy_from_slice(reason.as_bytes()),
+        }
+    }
 }
 
 /// What kind of call a [`Record`] is about.
@@ -84,6 +107,10 @@ pub enum CallKind {
     /// The records before this one are those of another flow, from which this one was forked. No call: its path is 0; its
     /// name is the id of that flow, its reference the call before which it was cut, if it was.
     Fork,
+    /// The flow was cancelled, or its time is up: no code of it goes on but its clean-up, whose calls come after this
+    /// record. No call: its path is 0; its name says which, [`Record::CANCELLED`] or [`Record::TIME_IS_UP`], its payload is
+    /// the reason as text.
+    Cancel,
 }
 
 impl CallKind {
@@ -96,6 +123,7 @@ impl CallKind {
             Self::Child => 4,
             Self::Patch => 5,
             Self::Fork => 7,
+            Self::Cancel => 8,
         }
     }
 
@@ -108,6 +136,7 @@ impl CallKind {
             4 => Some(Self::Child),
             5 => Some(Self::Patch),
             7 => Some(Self::Fork),
+            8 => Some(Self::Cancel),
             _ => None,
         }
     }
@@ -122,6 +151,7 @@ impl fmt::Display for CallKind {
             Self::Child => "child",
             Self::Patch => "patch",
             Self::Fork => "fork",
+            Self::Cancel => "cancel",
         })
     }
 }

@@ -56,6 +56,7 @@ impl<L: ExecutionLog + ?Sized> ExecutionLog for Arc<L> {
         transact<'a, 'b, 'w>(lease: &'a Lease, call: &'b str, work: Work<'w>) -> WorkResult;
         send(message: NewMessage) -> Sent;
         cancel<'a, 'b>(flow: &'a FlowId, reason: &'b str) -> Cancelled;
+        abandon<'a, 'b>(flow: &'a FlowId, reason: &'b str) -> Cancelled;
         retry<'a>(flow: &'a FlowId) -> Retried;
         reoffer<'a, 'b>(types: &'a [(Arc<str>, u32)], build: &'b str) -> u64;
         flow<'a>(flow: &'a FlowId) -> Option<FlowRecord>;

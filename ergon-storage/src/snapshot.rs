@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 
 use crate::{
-    CallPath, Channel, Error, ErrorKind, ExecutionLog, Feed, FlowId, FlowRecord, FlowState, Item, Limits, Message,
-    NewFlow, Record, Result, Timestamp, Wake,
+    CallKind, CallPath, Channel, Cleanup, Error, ErrorKind, ExecutionLog, Feed, FlowId, FlowRecord, FlowState, Item,
+    Limits, Message, NewFlow, Record, Result, Timestamp, Wake,
 };
 
 /// A flow with its history, its mailbox and its feeds, as one log keeps it and [another](ExecutionLog::import) can.
@@ -140,7 +140,8 @@ impl Snapshot {
         let (Some(then), Some(extras_then)) = now else { return Ok(None) };
         let moment = |flow: &FlowRecord| {
             let info = &flow.info;
-            (info.state, info.run, info.epoch, info.records, info.emitted, info.deliveries, info.finished_at)
+            let counts = (info.run, info.epoch, info.records, info.emitted, info.deliveries);
+            (info.state, info.cleanup, counts, info.finished_at)
         };
         let same = moment(&record) == moment(&then)
             && record.info.created_at == then.info.created_at
@@ -215,6 +216,10 @@ impl Snapshot {
         }
         if !extras.again.is_empty() && state != FlowState::Failed {
             return invalid("only a flow that has failed makes calls again".into());
+        }
+        let cancelled = records.iter().filter(|record| record.kind == CallKind::Cancel).count();
+        if cancelled != usize::from(info.cleanup == Cleanup::Underway) {
+            return invalid("a flow whose clean-up is under way has one record of that, and no other has".into());
         }
         if extras.stalled_by.is_some() && state != FlowState::Stalled {
             return invalid("only a stalled flow was stalled by a build".into());
@@ -333,6 +338,15 @@ impl Reset {
 
     /// What the cancelled children give as their reason.
     pub const REASON: &'static str = "the parent was reset";
+
+    /// The error for a child that would have to clean up.
+    #[must_use]
+    pub fn child_cleans_up(&self, child: &FlowId) -> Error {
+        let message = format!(
+            "the child {child:?} would be forgotten before it has cleaned up; cancel it, wait for its end, and look again"
+        );
+        Error::new(ErrorKind::Conflict, message).with_flow(&self.flow)
+    }
 
     /// The error for a flow that is no longer as it was seen.
     #[must_use]

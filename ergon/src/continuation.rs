@@ -145,6 +145,9 @@ fn input<F: Flow>(context: &Context, next: &F) -> Result<Bytes, Error> {
              {version}; give continue_as_new() a value of its own type, or start the other flow as a child"
         )));
     }
+    if flow.journal().is_cleaning_up() {
+        return Err(invalid("a flow that cleans up after its cancellation has no next run"));
+    }
     codec::encode_sorted("the value of the next run", next, flow.env.payload_bytes_max)
 }
 

@@ -33,6 +33,8 @@ pub enum ErrorKind {
     /// Whether a step that runs at most once has done its work is unknown: its process died, or lost its lease, before
     /// the outcome was durable.
     UnknownOutcome,
+    /// A flow was cancelled, or its time was up, and what it had to clean up then has failed.
+    Cleanup,
 }
 
 /// An error that can be recorded: what steps and flows fail with that have no error type of their own.

@@ -13,7 +13,7 @@ use ergon_storage::{ClaimRequest, ClaimTarget, Enqueued, ErrorKind, ExecutionLog
 use crate::{
     StorageError,
     context::{Env, States},
-    drive::{Control, Drive, DriveOptions, Driven, MESSAGES_MAX, complete, load},
+    drive::{Control, Drive, DriveOptions, Driven, MESSAGES_MAX, complete, deadline_of, load},
     flow::{Flow, FlowDef},
     handle::{FlowError, FlowHandle},
     machine::Machine,
@@ -217,7 +217,7 @@ impl Executor {
         let mut drive = Drive::new(
             Arc::clone(&self.log),
             lease.clone(),
-            info.deadline_at,
+            deadline_of(info),
             self.options.clone(),
             Arc::clone(&control),
             machine,

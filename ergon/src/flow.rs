@@ -1,6 +1,6 @@
 //! What the macros implement for a flow type.
 
-use std::{fmt, marker::PhantomData, time::Duration};
+use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use ergon_storage::{Affinity, Database, ErrorKind as LogErrorKind, ExecutionLog};
@@ -218,6 +218,10 @@ pub(crate) enum FlowEnd {
     Failed {
         error: Bytes,
         reason: String,
+    },
+    /// It was cancelled, and has cleaned up.
+    Cancelled {
+        reason: Arc<str>,
     },
     /// Its next run has this value.
     Continued {

@@ -131,11 +131,12 @@ impl<T, E> FlowHandle<T, E> {
     }
 
     /// Cancels the flow and its attached children, whatever they are doing. Their steps are dropped; one that watches
-    /// for it is told first, see [`cancelled`](crate::cancelled()).
+    /// for it is told first, see [`cancelled`](crate::cancelled()). What has something to clean up does so before it has ended:
+    /// [`saga`](crate::saga), [`on_cancel`](crate::on_cancel()).
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] when there is no such flow.
+    /// [`ErrorKind::NotFound`] when there is no such flow; [`ErrorKind::TooLarge`] for a reason of more than 4 KiB.
     pub async fn cancel(&self, reason: &str) -> Result<Cancelled, StorageError> {
         self.log.cancel(&self.id, reason).await
     }

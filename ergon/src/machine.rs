@@ -18,10 +18,11 @@ use ergon_storage::{ClaimedFlow, Timestamp};
 use futures::task::AtomicWaker;
 
 use crate::{
+    cleanup::cleanup_failed,
     context::{Context, FlowContext, Halt, Within},
-    error::Error,
+    error::{Error, ErrorKind},
     flow::{FlowEnd, FlowFuture},
-    journal::{Divergence, Journal},
+    journal::{CleaningUp, Divergence, Journal},
 };
 
 /// What must happen before a flow can go on.
@@ -142,10 +143,14 @@ impl Machine {
             let mut restless = false;
             let mut journal;
             if waker.woken.swap(false, Ordering::AcqRel) {
-                let mut polled = pass(within, future, root);
+                let mut polled = match pass(within, future, root) {
+                    Ok(polled) => polled,
+                    Err(error) if flow.journal().cleanup_cause().is_none() => Poll::Ready(FlowEnd::fault(&error)),
+                    Err(error) => return Progress::Ended(FlowEnd::fault(&in_cleanup(flow, error))),
+                };
                 match flow.take_halt() {
                     None => {}
-                    Some(Halt::Fault(error)) => return Progress::Ended(FlowEnd::fault(&error)),
+                    Some(Halt::Fault(error)) => return Progress::Ended(FlowEnd::fault(&in_cleanup(flow, error))),
                     Some(Halt::Stall(reason)) => return Progress::Stalled(reason),
                     Some(Halt::Continue(input)) => {
                         // The run is over: what its code holds is dropped, as it is when code returns.
@@ -169,6 +174,7 @@ impl Machine {
                     return progress;
                 }
                 if let Poll::Ready(end) = polled {
+                    let end = journal.end_of(end);
                     if let Some(divergence) = journal.missing_call() {
                         return Progress::Stalled(divergence.to_string());
                     }
@@ -187,6 +193,8 @@ impl Machine {
                 Effects::Replayed => journal.release_recorded() == Some(true),
                 _ => !holds_up && journal.release(now),
             };
+            // What comes after the last outcome before a cancellation is the clean-up.
+            let released = released || !holds_up && journal.begin_cleanup();
             *held_up = if released || !restless { 0 } else { *held_up + u32::from(holds_up) };
             if released {
                 *awaited = true;
@@ -196,6 +204,9 @@ impl Machine {
             }
             if let Some(divergence) = journal.missing_call() {
                 return Progress::Missing(divergence);
+            }
+            if let Some(end) = end_of_cleanup(&mut journal, restless) {
+                return Progress::Ended(end);
             }
             let begins = match effects {
                 Effects::Allowed => journal.wants_grant(now),
@@ -232,15 +243,40 @@ impl Machine {
     }
 }
 
+/// How a flow ends whose clean-up is over, or does not go on, of code that can go no further.
+fn end_of_cleanup(journal: &mut Journal, restless: bool) -> Option<FlowEnd> {
+    match journal.cleaning_up() {
+        CleaningUp::Done => Some(journal.end_of_cleanup()),
+        CleaningUp::Unpolled(scope) if !restless => {
+            let why = format!(
+                "the scope at {} is no longer polled; poll what has something to clean up until it ends, or drop it, and \
+                 retry the flow, or abandon it",
+                scope.place()
+            );
+            Some(FlowEnd::fault(&cleanup_failed(journal.cleanup_cause().as_ref(), &why)))
+        }
+        CleaningUp::No | CleaningUp::Goes | CleaningUp::Unpolled(_) => None,
+    }
+}
+
 /// Polls the flow's code once.
-fn pass(within: &mut Within, future: &mut FlowFuture, root: &Waker) -> Poll<FlowEnd> {
+fn pass(within: &mut Within, future: &mut FlowFuture, root: &Waker) -> Result<Poll<FlowEnd>, Error> {
     let mut cx = task::Context::from_waker(root);
     // Out of tokio's budget a combinator would return without having polled its branches, and the outcome just
     // released would not be taken before the next one is.
     let polled = catch_unwind(AssertUnwindSafe(|| {
         within.run(|| pin!(tokio::task::unconstrained(future.as_mut())).poll(&mut cx))
     }));
-    polled.unwrap_or_else(|panic| Poll::Ready(FlowEnd::fault(&Error::panic("the flow", &*panic))))
+    polled.map_err(|panic| Error::panic("the flow", &*panic))
+}
+
+/// An error of the flow's code, which says so if that was cleaning up.
+fn in_cleanup(flow: &FlowContext, error: Error) -> Error {
+    let journal = flow.journal();
+    match journal.cleanup_cause() {
+        Some(cause) if error.kind() != ErrorKind::Cleanup => cleanup_failed(Some(&cause), &error),
+        _ => error,
+    }
 }
 
 /// Settles the places of the calls made in a pass; `awaited` says whether the code had reason to go on.

@@ -3,6 +3,8 @@
 use std::{
     fmt,
     future::Future,
+    panic::Location,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -10,6 +12,7 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cleanup::Scope,
     context::Context,
     error::{Error, Result},
 };
@@ -21,8 +24,10 @@ use crate::{
 /// again by its own policy, and is not repeated after a crash once its outcome is durable. `retry = persistent` suits
 /// what must succeed in the end.
 ///
-/// Only an error that `body` returns is followed by compensations. A flow that is cancelled, exceeds its time limit, or
-/// fails for a reason that its code is not told of ends at once, without any.
+/// They also run when the flow is cancelled, or its time is up, while `body` runs: the flow has ended only when all are done.
+/// See [`on_cancel`](crate::on_cancel()) for what that means, which holds for sagas too: sagas within sagas, and several at the
+/// same time, undo what was done last first. Nothing undoes what a saga has done that has succeeded. A flow that fails for a
+/// reason that its code is not told of ends at once, without any compensation.
 ///
 /// # Errors
 ///
@@ -37,7 +42,7 @@ use crate::{
 /// # Cancel safety
 ///
 /// Dropping the future drops `body` and its compensations, which do not run. So a time limit belongs inside, around what
-/// `body` does.
+/// `body` does. And what holds the future must poll it: see [`on_cancel`](crate::on_cancel()).
 ///
 /// # Examples
 ///
@@ -74,30 +79,54 @@ use crate::{
 /// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub async fn saga<'a, T, E, F, B>(body: F) -> Result<T, SagaError<E>>
+#[track_caller]
+pub fn saga<'a, T, E, F, B>(body: F) -> impl Future<Output = Result<T, SagaError<E>>>
 where
     F: FnOnce(Saga<'a, E>) -> B,
     B: Future<Output = Result<T, E>>,
+    E: fmt::Debug,
 {
-    let saga = Saga { compensations: Arc::default() };
-    let error = match body(saga.clone()).await {
-        Ok(value) => return Ok(value),
-        Err(error) => error,
-    };
-    loop {
-        // The lock is let go before the compensation is made.
-        let Some((compensation, left)) = saga.last() else { return Err(SagaError { error, compensation: None }) };
-        if let Err(failed) = compensation().await {
-            let flow = &Context::current("a saga").flow;
-            if !flow.journal().is_behind() {
-                tracing::warn!(
-                    flow = %flow.id,
-                    "compensation {} of a saga failed, and those before it did not run: a retry of the flow goes on there",
-                    left + 1
-                );
+    let location = Location::caller();
+    async move {
+        let saga = Saga { compensations: Arc::default() };
+        let mut body = pin!(Some(body(saga.clone())));
+        let mut scope = Scope::open("a saga", location);
+        let error = match scope.body(body.as_mut()).await {
+            Some(Ok(value)) => return Ok(value),
+            Some(Err(error)) => Some(error),
+            // The flow was cancelled.
+            None => None,
+        };
+        body.set(None);
+        let failed = loop {
+            // The lock is let go before the compensation is made.
+            let Some((compensation, left)) = saga.last() else { break None };
+            let compensation = scope.enter(compensation);
+            if let Err(failed) = scope.run(pin!(compensation)).await {
+                let flow = &Context::current("a saga").flow;
+                if !flow.journal().is_behind() {
+                    tracing::warn!(
+                        flow = %flow.id,
+                        "compensation {} of a saga failed, and those before it did not run: a retry of the flow goes on \
+                         there",
+                        left + 1
+                    );
+                }
+                break Some(FailedCompensation { error: failed, number: left + 1 });
             }
-            let compensation = Some(FailedCompensation { error: failed, number: left + 1 });
-            return Err(SagaError { error, compensation });
+        };
+        match (error, failed) {
+            (Some(error), compensation) if !scope.is_cancelled() => Err(SagaError { error, compensation }),
+            (_, failed) => {
+                match failed {
+                    Some(FailedCompensation { error, number }) => {
+                        scope.fail(&format_args!("compensation {number} of the saga at {location}: {error:?}"));
+                    }
+                    None => scope.close(),
+                }
+                // The flow ends without an outcome for whoever waits for this.
+                std::future::pending().await
+            }
         }
     }
 }

@@ -64,7 +64,7 @@ impl History {
     pub fn calls(&self) -> Vec<CallSummary> {
         let mut calls: Vec<CallSummary> = Vec::new();
         let mut places = HashMap::new();
-        for record in self.records.iter().filter(|record| !matches!(record.kind, CallKind::Patch | CallKind::Fork)) {
+        for record in self.records.iter().filter(|record| is_call(record.kind)) {
             let index = *places.entry(&record.path).or_insert_with(|| {
                 calls.push(CallSummary {
                     path: record.path.clone(),
@@ -132,6 +132,11 @@ impl fmt::Display for History {
                 writeln!(f, "{at:>10}  {:<7}  {}", record.kind.to_string(), record.name)?;
                 continue;
             }
+            if record.kind == CallKind::Cancel {
+                let (kind, name) = (record.kind.to_string(), &record.name);
+                writeln!(f, "{at:>10}  {kind:<7}  {name}, and cleans up: {}", excerpt(&record.payload))?;
+                continue;
+            }
             if record.kind == CallKind::Fork {
                 write!(f, "{at:>10}  {:<7}  of {}", record.kind.to_string(), record.name)?;
                 match &record.reference {
@@ -151,6 +156,11 @@ impl fmt::Display for History {
             None => write!(f, "{at:>10}  {}  {}", info.state, excerpt(&self.result)),
         }
     }
+}
+
+/// True for what is called, and not only noted.
+fn is_call(kind: CallKind) -> bool {
+    !matches!(kind, CallKind::Patch | CallKind::Fork | CallKind::Cancel)
 }
 
 fn line(f: &mut fmt::Formatter<'_>, record: &Record, began: Timestamp) -> fmt::Result {

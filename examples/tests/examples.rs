@@ -351,6 +351,9 @@ fn trip_is_booked_or_undone() {
             "Oslo: the hotel 405 is released\nOslo: the flight 406 is released\nOslo: the flow failed: there is no car",
             "Bergen: the flow failed: there is no car in Bergen; compensation 2 failed too",
             "Bergen: the hotel 605 is released\nBergen: the flight 606 is released\nBergen, retried: the flow failed",
+            "Lima: waits for the visa\nLima: the car 403 is released\nLima: the hotel 405 is released\n\
+             Lima: the flight 406 is released\nLima: the flow was cancelled: the visa was refused",
+            "cancelled, and cleans up: the visa was refused",
         ],
     );
 }

@@ -429,6 +429,10 @@ impl ExecutionLog for FaultyLog {
         self.ask("cancel", self.inner.cancel(flow, reason)).await
     }
 
+    async fn abandon(&self, flow: &FlowId, reason: &str) -> Result<Cancelled> {
+        self.ask("abandon", self.inner.abandon(flow, reason)).await
+    }
+
     async fn retry(&self, flow: &FlowId) -> Result<Retried> {
         self.ask("retry", self.inner.retry(flow)).await
     }

@@ -30,6 +30,7 @@ const STATE: &str = "ergon-storage/src/memory/state.rs";
 const LANES: &str = "ergon-storage/src/memory/lanes.rs";
 const RELEASE: &str = "ergon/src/journal/release.rs";
 const JOURNAL: &str = "ergon/src/journal/mod.rs";
+const CLEANUP: &str = "ergon/src/journal/cleanup.rs";
 const DRIVE: &str = "ergon/src/drive/mod.rs";
 
 const MUTANTS: &[Mutant] = &[
@@ -92,16 +93,51 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a parent does not hear of its child",
         file: STATE,
-        before: "",
-        right: "self.tell_parent(number, end.outcome, end.told, now);",
-        wrong: "let _ = (end.outcome, end.told);",
+        before: "self.end_silently(number, end, now);\n        ",
+        right: "self.tell_parent(number, outcome, told, now);",
+        wrong: "let _ = (outcome, told);",
     },
     Mutant {
         name: "children outlive the cancellation of their parent",
         file: STATE,
         before: "",
-        right: "pending.extend(self.attached_children(number, number).map(|(child, _)| child));",
+        right: "pending.extend(self.attached_children(next, next).map(|(child, _)| child));",
         wrong: "",
+    },
+    Mutant {
+        name: "the clean-up does not wait for whoever runs the flow",
+        file: STATE,
+        before: "let due_at = ",
+        right: "if flow.is_running() { flow.info.due_at } else { Some(now) }",
+        wrong: "Some(now)",
+    },
+    Mutant {
+        name: "a flow that is cleaning up is cancelled once more",
+        file: STATE,
+        before: "",
+        right: "flow.info.state.is_final() || flow.info.is_cleaning_up() && !at_once",
+        wrong: "flow.info.state.is_final()",
+    },
+    Mutant {
+        name: "the log is not told that there is something to clean up",
+        file: CLEANUP,
+        before: "",
+        right: "self.batch.cleanup = Cleanup::Needed;",
+        wrong: "",
+    },
+    Mutant {
+        name: "a cancelled flow goes on with what it was about",
+        file: CLEANUP,
+        before: "for id in over {\n            ",
+        right: "self.end_call(id);",
+        wrong: "let _ = id;",
+    },
+    Mutant {
+        name: "calls of a clean-up come to nothing",
+        file: JOURNAL,
+        before: "let is_over = ",
+        right: "when_cancelled == WhenCancelled::Ends && self.is_cleaning_up()",
+        wrong: "self.is_cleaning_up()",
     },
     Mutant {
         name: "nobody is told that a flow has changed",

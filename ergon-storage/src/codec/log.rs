@@ -17,10 +17,10 @@ use futures::{
 
 use super::{Codecs, PayloadCodec, PayloadKind};
 use crate::{
-    Cancelled, Channel, ChildOutcome, ClaimRequest, Claimed, ClaimedFlow, Clock, Commit, CommitNow, Committed, Count,
-    Cursor, Database, Enqueued, Error, ExecutionLog, Extras, Feed, Filter, FlowId, FlowPage, FlowRecord, FlowState,
-    Imported, Item, Lease, LeaseState, Limits, Message, NewFlow, NewMessage, Next, PrunePolicy, Record, Reset, Result,
-    Retried, Sent, Snapshot, Topic, Watch, Work, WorkResult,
+    CallKind, Cancelled, Channel, ChildOutcome, ClaimRequest, Claimed, ClaimedFlow, Clock, Commit, CommitNow,
+    Committed, Count, Cursor, Database, Enqueued, Error, ExecutionLog, Extras, Feed, Filter, FlowId, FlowPage,
+    FlowRecord, FlowState, Imported, Item, Lease, LeaseState, Limits, Message, NewFlow, NewMessage, Next, PrunePolicy,
+    Record, Reset, Result, Retried, Sent, Snapshot, Topic, Watch, Work, WorkResult,
 };
 
 /// A log that encodes the payloads of the user's before another log gets them, and decodes what that one has. The other
@@ -120,7 +120,7 @@ impl CodecExecutionLog {
         self.limits().check_commit(commit)?;
         let flow = &commit.lease.flow;
         let mut encoded = commit.clone();
-        for record in &mut encoded.records {
+        for record in encoded.records.iter_mut().filter(|record| is_encoded(record)) {
             record.payload = self.codecs.encode(flow, PayloadKind::of(record), &record.payload)?;
         }
         for beat in &mut encoded.beats {
@@ -142,7 +142,7 @@ impl CodecExecutionLog {
                 }
             }
             Next::Continue { input } => *input = self.codecs.encode(flow, PayloadKind::Input, input)?,
-            Next::Run | Next::Suspend(_) | Next::Stall { .. } => {}
+            Next::Run | Next::Suspend(_) | Next::Cancel { .. } | Next::Stall { .. } => {}
         }
         Ok(encoded)
     }
@@ -204,7 +204,7 @@ impl CodecExecutionLog {
     }
 
     fn decode_history(&self, flow: &FlowId, history: &mut [Record]) -> Result<()> {
-        for record in history {
+        for record in history.iter_mut().filter(|record| is_encoded(record)) {
             record.payload = self.codecs.decode(flow, PayloadKind::of(record), &record.payload)?;
         }
         Ok(())
@@ -230,7 +230,7 @@ impl CodecExecutionLog {
         }
         let kind = if state == FlowState::Completed { PayloadKind::Result } else { PayloadKind::Error };
         flow.result = self.codecs.encode(id, kind, &flow.result)?;
-        for record in records {
+        for record in records.iter_mut().filter(|record| is_encoded(record)) {
             record.payload = self.codecs.encode(id, PayloadKind::of(record), &record.payload)?;
         }
         self.encode_messages(id, messages)?;
@@ -319,6 +319,11 @@ impl fmt::Debug for CodecExecutionLog {
             .field("reads", &reads)
             .finish_non_exhaustive()
     }
+}
+
+/// Whether the payload of a record is one: the log itself writes why a flow was cancelled.
+fn is_encoded(record: &Record) -> bool {
+    record.kind != CallKind::Cancel
 }
 
 #[async_trait]
@@ -429,8 +434,13 @@ impl ExecutionLog for CodecExecutionLog {
     }
 
     async fn cancel(&self, flow: &FlowId, reason: &str) -> Result<Cancelled> {
-        self.limits().check_payload("the reason", reason.len()).map_err(|error| error.with_flow(flow))?;
+        self.limits().check_reason(flow, reason)?;
         self.log.cancel(flow, reason).await
+    }
+
+    async fn abandon(&self, flow: &FlowId, reason: &str) -> Result<Cancelled> {
+        self.limits().check_reason(flow, reason)?;
+        self.log.abandon(flow, reason).await
     }
 
     async fn retry(&self, flow: &FlowId) -> Result<Retried> {

@@ -6,9 +6,7 @@ use super::{
     Harness,
     scene::{Scene, child, flow, id, message, names, refused, signal, starting, steps},
 };
-use crate::{
-    Cancelled, Channel, Commit, Committed, Enqueued, ErrorKind, Filter, FlowId, NewFlow, NewMessage, Next, Record, Sent,
-};
+use crate::{Channel, Commit, Committed, Enqueued, ErrorKind, Filter, FlowId, NewFlow, NewMessage, Next, Record, Sent};
 
 /// Bytes that no text encoding and no compression makes anything of.
 fn noise(bytes: usize) -> Bytes {
@@ -63,9 +61,6 @@ pub async fn a_larger_payload_is_refused(harness: &impl Harness) {
     for commit in [record_larger, child_larger, result_larger, error_larger] {
         log.refuses(ErrorKind::TooLarge, log.commit(commit)).await;
     }
-    let reason = "x".repeat(larger.len());
-    log.refuses(ErrorKind::TooLarge, log.cancel(&id("a"), &reason)).await;
-    assert_eq!(log.cancel(&id("a"), &reason[1..]).await.unwrap(), Cancelled::Now);
 }
 
 /// A name as long as it may be is kept, one byte more is refused.

@@ -66,6 +66,7 @@ pub mod beats;
 pub mod cancel;
 pub mod children;
 pub mod claim;
+pub mod cleanup;
 pub mod commit;
 pub mod deliveries;
 pub mod durability;
@@ -306,6 +307,20 @@ macro_rules! conformance_tests {
                 cancel_ends_in_a_circle
                 cancel_leaves_other_leases_alone
             }
+            cleanup {
+                cleanup_only_rises
+                cleanup_comes_before_the_end
+                cleanup_waits_for_the_one_who_runs_it
+                cleanup_ends_as_cancelled
+                cleanup_has_no_time_limit
+                cleanup_is_retried
+                cleanup_of_descendants
+                abandon_ends_at_once
+                reset_takes_a_cancellation_back
+                reset_leaves_children_their_cleanup
+                a_long_reason_is_refused
+                cleanup_is_imported
+            }
             retry {
                 retry_schedules_a_failed_flow
                 retry_schedules_a_stalled_flow
@@ -543,6 +558,7 @@ mod tests {
             ("mailbox", include_str!("mailbox.rs")),
             ("children", include_str!("children.rs")),
             ("cancel", include_str!("cancel.rs")),
+            ("cleanup", include_str!("cleanup.rs")),
             ("retry", include_str!("retry.rs")),
             ("read", include_str!("read.rs")),
             ("upkeep", include_str!("upkeep.rs")),

@@ -7,9 +7,9 @@ use super::{
     scene::{Handle, Scene, id},
 };
 use crate::{
-    Affinity, Beat, CallKind, CallPath, Channel, ClaimRequest, ClaimTarget, Claimed, Clock, Commit, Feed, Filter,
-    FlowId, FlowState, InMemoryExecutionLog, Keep, Labels, Lease, ManualClock, Message, NewFlow, NewItem, NewMessage,
-    Next, Parent, Phase, PrunePolicy, Record, Reset, Result, Snapshot, Start, Timestamp, Wake,
+    Affinity, Beat, CallKind, CallPath, Channel, ClaimRequest, ClaimTarget, Claimed, Cleanup, Clock, Commit, Feed,
+    Filter, FlowId, FlowState, InMemoryExecutionLog, Keep, Labels, Lease, ManualClock, Message, NewFlow, NewItem,
+    NewMessage, Next, Parent, Phase, PrunePolicy, Record, Reset, Result, Snapshot, Start, Timestamp, Wake,
 };
 
 /// A hundred short scripts: every answer and every read is that of the log in memory.
@@ -104,7 +104,9 @@ impl Script {
     /// How long the time stands still: often until the next flow is due.
     async fn pause(&mut self, now: Timestamp) -> Duration {
         let page = self.model.list(&Filter::all(), None, usize::MAX).await.unwrap();
-        let dues: Vec<_> = page.flows.iter().filter_map(|info| info.due_at).filter(|at| *at > now).collect();
+        // What waits for the end of time waits for something else: there no instant would be after another.
+        let dues = page.flows.iter().filter_map(|info| info.due_at).filter(|at| *at > now && *at < Timestamp::MAX);
+        let dues: Vec<_> = dues.collect();
         match self.random.below(4) {
             0 => Duration::from_micros(self.random.number(3)),
             1 => Duration::from_millis(self.random.number(40_000)),
@@ -117,7 +119,7 @@ impl Script {
     }
 
     async fn step(&mut self) {
-        match self.random.below(43) {
+        match self.random.below(44) {
             0..5 => self.enqueue().await,
             5..14 => self.claim().await,
             14..26 => self.commit().await,
@@ -125,6 +127,7 @@ impl Script {
             31 => self.heartbeat().await,
             32 => self.release().await,
             33 => self.cancel().await,
+            43 => self.abandon().await,
             34..36 => self.retry().await,
             36 => self.reoffer().await,
             37 => self.prune().await,
@@ -298,6 +301,9 @@ impl Script {
             }
         }
         commit.emitted = self.random.one_in(5).then(|| self.random.below(4).try_into().unwrap());
+        if self.random.one_in(6) {
+            commit.cleanup = Cleanup::Needed;
+        }
         commit.next = self.next();
         let number = commit.number;
         let to_log = Commit { lease: leases.log, ..commit.clone() };
@@ -348,7 +354,8 @@ impl Script {
     }
 
     fn next(&mut self) -> Next {
-        match self.random.below(12) {
+        match self.random.below(13) {
+            12 => Next::Cancel { reason: "enough".into() },
             0 => Next::Complete { result: vec![1; self.random.below(3)].into() },
             1 | 2 => self.fail(),
             8 => Next::Continue { input: vec![4; self.random.below(3)].into() },
@@ -403,6 +410,12 @@ impl Script {
         let id = self.flow_id();
         let answers = (self.model.cancel(&id, "enough").await, self.log.cancel(&id, "enough").await);
         self.same(("cancel", id), answers.0, answers.1);
+    }
+
+    async fn abandon(&mut self) {
+        let id = self.flow_id();
+        let answers = (self.model.abandon(&id, "given up").await, self.log.abandon(&id, "given up").await);
+        self.same(("abandon", id), answers.0, answers.1);
     }
 
     async fn retry(&mut self) {

@@ -14,7 +14,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use self::state::{Hints, State};
+use self::state::{Ending, Hints, State};
 use crate::{
     Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, CommitNow, Committed, Count, Cursor, Enqueued,
     ExecutionLog, Extras, Feed, Filter, FlowId, FlowPage, FlowRecord, Imported, Item, Lease, LeaseState, Limits,
@@ -166,9 +166,13 @@ impl ExecutionLog for InMemoryExecutionLog {
     }
 
     async fn cancel(&self, flow: &FlowId, reason: &str) -> Result<Cancelled> {
-        // The reason is the payload of the message that the parent receives.
-        self.limits.check_payload("the reason", reason.len()).map_err(|error| error.with_flow(flow))?;
-        self.write(|state, now| state.cancel(flow, reason, now))
+        self.limits.check_reason(flow, reason)?;
+        self.write(|state, now| state.cancel(flow, reason, Ending::InOrder, now))
+    }
+
+    async fn abandon(&self, flow: &FlowId, reason: &str) -> Result<Cancelled> {
+        self.limits.check_reason(flow, reason)?;
+        self.write(|state, now| state.cancel(flow, reason, Ending::AtOnce, now))
     }
 
     async fn retry(&self, flow: &FlowId) -> Result<Retried> {

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use super::{
     mailbox::Mailbox,
-    state::{Flow, State},
+    state::{Ending, Flow, State},
 };
-use crate::{CallPath, Error, Extras, FlowId, FlowState, Imported, Reset, Result, Snapshot, Timestamp};
+use crate::{CallPath, Cleanup, Error, Extras, FlowId, FlowState, Imported, Reset, Result, Snapshot, Timestamp};
 
 impl State {
     pub(super) fn extras(&self, id: &FlowId) -> Option<Extras> {
@@ -45,13 +45,22 @@ impl State {
             return Err(reset.conflict());
         }
 
+        for child in &reset.children {
+            let Ok(key) = self.find(child) else { continue };
+            let info = &self.flow_at(key).info;
+            let is_own = self.hearer(key).is_some_and(|(parent, _)| parent == number);
+            if is_own && !info.state.is_final() && info.cleanup != Cleanup::None {
+                return Err(reset.child_cleans_up(child));
+            }
+        }
+
         // From here on nothing is refused.
         self.withdraw_end(number);
         for child in &reset.children {
             let Ok(key) = self.find(child) else { continue };
             if self.hearer(key).is_some_and(|(parent, _)| parent == number) {
                 // The end of the flow's own child is told to it, and withdrawn below.
-                let _: Result<_, Error> = self.cancel(child, Reset::REASON, now);
+                let _: Result<_, Error> = self.cancel(child, Reset::REASON, Ending::AtOnce, now);
                 self.forget(key);
             }
         }
@@ -75,6 +84,7 @@ impl State {
             info.epoch += 1;
             info.deliveries = 0;
             info.emitted = 0;
+            info.cleanup = info.cleanup.min(Cleanup::Needed);
             info.finished_at = None;
             info.deadline_at = info.deadline_at.map(|deadline_at| now.saturating_add(deadline_at.since(info.start_at)));
         });

@@ -13,10 +13,10 @@ use super::{
     places::Places,
 };
 use crate::{
-    Affinity, Beat, CallPath, Cancelled, Channel, ChildOutcome, ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Clock,
-    Commit, Committed, Count, Cursor, Enqueued, Error, ErrorKind, Feed, Filter, FlowId, FlowInfo, FlowPage, FlowRecord,
-    FlowState, Item, Keep, Lease, LeaseState, Limits, Message, NewFlow, NewItem, NewMessage, Next, Parent, PrunePolicy,
-    Record, Result, Retried, Sent, Timestamp, Wake,
+    Affinity, Beat, CallPath, Cancelled, Channel, ChildOutcome, ClaimRequest, ClaimTarget, Claimed, ClaimedFlow,
+    Cleanup, Clock, Commit, Committed, Count, Cursor, Enqueued, Error, ErrorKind, Feed, Filter, FlowId, FlowInfo,
+    FlowPage, FlowRecord, FlowState, Item, Keep, Lease, LeaseState, Limits, Message, NewFlow, NewItem, NewMessage,
+    Next, Parent, PrunePolicy, Record, Result, Retried, Sent, Timestamp, Wake,
 };
 
 /// Everything in a log. Each method is one transition: it refuses before it changes anything.
@@ -72,6 +72,13 @@ pub(super) struct Flow {
     pub(super) again: Vec<CallPath>,
 }
 
+/// Whether a flow that is cancelled may clean up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    InOrder,
+    AtOnce,
+}
+
 /// How a flow ends.
 struct End {
     outcome: ChildOutcome,
@@ -80,6 +87,18 @@ struct End {
     result: Bytes,
     /// What the parent hears.
     told: Bytes,
+}
+
+impl End {
+    fn cancelled(reason: Arc<str>) -> Self {
+        Self {
+            outcome: ChildOutcome::Cancelled,
+            state: FlowState::Cancelled,
+            result: Bytes::new(),
+            told: Bytes::copy_from_slice(reason.as_bytes()),
+            reason: Some(reason),
+        }
+    }
 }
 
 impl Flow {
@@ -106,6 +125,7 @@ impl Flow {
             deliveries: 0,
             records: 0,
             emitted: 0,
+            cleanup: Cleanup::None,
             worker: None,
         };
         Self {
@@ -178,6 +198,11 @@ impl Flow {
             }
             items.push(Item { seq, at, run, epoch, call, attempt, payload });
         }
+    }
+
+    /// True when it was cancelled and nobody has begun to clean up, since it was claimed last.
+    fn awaits_cleanup(&self) -> bool {
+        self.info.cleanup == Cleanup::Underway && self.info.state == FlowState::Scheduled
     }
 
     fn is_running(&self) -> bool {
@@ -345,7 +370,7 @@ impl State {
         leases
             .iter()
             .map(|lease| match self.leased(lease) {
-                Ok(flow) if flow.info.state == FlowState::Cancelled => LeaseState::Cancelled,
+                Ok(flow) if flow.info.state == FlowState::Cancelled || flow.awaits_cleanup() => LeaseState::Cancelled,
                 Ok(flow) if flow.is_running() => {
                     let flow = self.flows.get_mut(&lease.key).expect("found above");
                     self.index.lanes.remove(&flow.info, lease.key);
@@ -359,7 +384,12 @@ impl State {
     }
 
     pub(super) fn release(&mut self, lease: &Lease, now: Timestamp) -> Result<()> {
-        if !self.leased(lease)?.is_running() {
+        let flow = self.leased(lease)?;
+        if flow.awaits_cleanup() {
+            self.update(lease.key, |flow| flow.info.due_at = flow.info.due_at.min(Some(now)));
+            return Ok(());
+        }
+        if !flow.is_running() {
             return Err(Error::lease_lost(&lease.flow));
         }
         self.update(lease.key, |flow| {
@@ -372,7 +402,8 @@ impl State {
     // ---- run ---------------------------------------------------------------------------------------------
 
     pub(super) fn commit(&mut self, commit: Commit, clock: &dyn Clock, limits: &Limits) -> Result<Committed> {
-        let Commit { lease, number, records, beats, consumed, children, labels, items, emitted, next } = commit;
+        let Commit { lease, number, records, beats, consumed, children, labels, items, emitted, cleanup, next } =
+            commit;
         let flow = self.flows.get_mut(&lease.key).filter(|flow| flow.is_leased_by(&lease));
         let flow = flow.ok_or_else(|| Error::lease_lost(&lease.flow))?;
         let last = match flow.last_commit {
@@ -393,6 +424,7 @@ impl State {
             }
         }
         Limits::check_beats(&beats, flow.info.records).map_err(|error| error.with_flow(&lease.flow))?;
+        flow.info.cleanup = flow.info.cleanup.max(cleanup);
         if next == Next::Run && children.is_empty() && labels.is_none() {
             // Most commits are such, which no other flow has to do with, and no instant.
             flow.amend(beats);
@@ -432,7 +464,8 @@ impl State {
             Next::Suspend(wake) => {
                 let flow = &self.flows[&number];
                 // A deadline wakes a flow just as its own instant does.
-                let due_at = wake.at.into_iter().chain(flow.info.deadline_at).min();
+                let deadline_at = flow.info.deadline_at.filter(|_| flow.info.cleanup != Cleanup::Underway);
+                let due_at = wake.at.into_iter().chain(deadline_at).min();
                 if due_at.is_some_and(|due_at| due_at <= now) || flow.mailbox.has_any(&wake.channels) {
                     return Committed::Awake;
                 }
@@ -465,6 +498,10 @@ impl State {
                 self.end(number, end, now);
                 self.flows.get_mut(&number).expect("the caller has found it").again = again;
             }
+            Next::Cancel { reason } => {
+                let end = End::cancelled(reason);
+                self.end(number, end, now);
+            }
             Next::Continue { input } => {
                 let run_number = self.last;
                 self.update(number, |flow| {
@@ -477,6 +514,7 @@ impl State {
                     flow.info.run += 1;
                     flow.info.records = 0;
                     flow.info.emitted = 0;
+                    flow.info.cleanup = Cleanup::None;
                     flow.info.deliveries = 0;
                     flow.info.started_at = None;
                     flow.info.worker = None;
@@ -546,6 +584,12 @@ impl State {
 
     /// Ends a flow and tells its parent.
     fn end(&mut self, number: u64, end: End, now: Timestamp) {
+        let (outcome, told) = (end.outcome, end.told.clone());
+        self.end_silently(number, end, now);
+        self.tell_parent(number, outcome, told, now);
+    }
+
+    fn end_silently(&mut self, number: u64, end: End, now: Timestamp) {
         self.update(number, |flow| {
             flow.set(end.state, None, end.reason);
             flow.info.finished_at = Some(now);
@@ -557,7 +601,6 @@ impl State {
                 flow.mailbox.clear();
             }
         });
-        self.tell_parent(number, end.outcome, end.told, now);
     }
 
     /// Tells the parent of a flow how that one has ended, if it is there and may still want to know.
@@ -648,31 +691,44 @@ impl State {
         Ok(Sent::Accepted)
     }
 
-    pub(super) fn cancel(&mut self, id: &FlowId, reason: &str, now: Timestamp) -> Result<Cancelled> {
+    pub(super) fn cancel(&mut self, id: &FlowId, reason: &str, ending: Ending, now: Timestamp) -> Result<Cancelled> {
         let number = self.find(id)?;
-        let state = self.flows[&number].info.state;
-        if state.is_final() {
-            return Ok(Cancelled::Already(state));
+        let info = &self.flows[&number].info;
+        if info.state.is_final() {
+            return Ok(Cancelled::Already(info.state));
+        }
+        if info.is_cleaning_up() && ending == Ending::InOrder {
+            return Ok(Cancelled::Already(FlowState::Cancelled));
         }
         let reason: Arc<str> = reason.into();
-        let told = Bytes::copy_from_slice(reason.as_bytes());
         let mut pending = vec![number];
-        // Each flow ends before its children, so that they find no parent to tell.
-        while let Some(number) = pending.pop() {
-            let flow = self.flows.get_mut(&number).expect("children are flows");
-            if flow.info.state.is_final() {
+        while let Some(next) = pending.pop() {
+            let flow = self.flows.get_mut(&next).expect("children are flows");
+            let at_once = next == number && ending == Ending::AtOnce;
+            if flow.info.state.is_final() || flow.info.is_cleaning_up() && !at_once {
                 continue;
             }
             flow.last_commit = None;
-            pending.extend(self.attached_children(number, number).map(|(child, _)| child));
-            let end = End {
-                outcome: ChildOutcome::Cancelled,
-                state: FlowState::Cancelled,
-                reason: Some(Arc::clone(&reason)),
-                result: Bytes::new(),
-                told: told.clone(),
-            };
-            self.end(number, end, now);
+            let cleans_up = flow.info.cleanup == Cleanup::Needed && flow.info.records < Record::SEQ_MAX && !at_once;
+            pending.extend(self.attached_children(next, next).map(|(child, _)| child));
+            if cleans_up {
+                self.update(next, |flow| {
+                    // Whoever runs it may be in the middle of something.
+                    let due_at = if flow.is_running() { flow.info.due_at } else { Some(now) };
+                    flow.set(FlowState::Scheduled, due_at, None);
+                    let record = Record::cancel(flow.info.records + 1, now, Record::CANCELLED, &reason);
+                    flow.append(vec![record], &[]);
+                    flow.info.cleanup = Cleanup::Underway;
+                });
+                continue;
+            }
+            // What goes with its parent has nobody to tell.
+            let end = End::cancelled(Arc::clone(&reason));
+            if next == number {
+                self.end(next, end, now);
+            } else {
+                self.end_silently(next, end, now);
+            }
         }
         Ok(Cancelled::Now)
     }
@@ -1007,7 +1063,7 @@ mod tests {
                 state.commit(commit, &ManualClock::starting_at(now), &Limits::default()).unwrap();
             }
             for number in 0..100 {
-                state.cancel(&id(number), "", now).unwrap();
+                state.cancel(&id(number), "", Ending::InOrder, now).unwrap();
             }
             assert_eq!(state.prune(&PrunePolicy::older_than(Duration::ZERO).with_limit(50), now), 50);
             let deleted = (0..100).filter(|number| state.delete(&id(*number)).unwrap()).count();

@@ -224,7 +224,7 @@ BEGIN
         WHERE f.key = ANY (ARRAY[c.key])
         RETURNING f.key, c.number, f.state, f.lane, f.fence, f.due_us, f.records, f.deliveries, f.waiting, f.deadline_us,
             f.started_us, a.id, a.parent_id, a.parent_path, a.detached, a.created_us, a.start_us,
-            coalesce(a.run_input, a.input), a.run, f.emitted, v_now, a.labels;
+            coalesce(a.run_input, a.input), a.run, f.emitted, v_now, a.labels, f.cleanup;
     END IF;
     IF p_flow IS NOT NULL THEN
         SELECT f.due_us INTO v_next FROM {s}.flows f WHERE f.key = v_seen[1];
@@ -235,7 +235,7 @@ BEGIN
             ORDER BY f.due_us, f.key LIMIT 1) due;
     END IF;
     RETURN NEXT (NULL, v_count, NULL, NULL, NULL, v_next, NULL, NULL, v_kept_in_all, NULL, NULL, NULL, NULL, NULL,
-        v_is_place, NULL, NULL, NULL, NULL, NULL, v_now, NULL)::{s}.claimed;
+        v_is_place, NULL, NULL, NULL, NULL, NULL, v_now, NULL, NULL)::{s}.claimed;
 END $$;
 
 -- ---- labels ----------------------------------------------------------------------------------------------------
@@ -439,28 +439,36 @@ BEGIN
     RETURN v_key;
 END $$;
 
--- Cancels a flow and its attached descendants. Answers -1 unknown, a state when it had ended, else 0; with the flows
--- that have changed, and whether the parent was woken.
-CREATE FUNCTION {s}.cancel(p_now bigint, p_id text, p_reason text, p_told bytea,
+-- Cancels a flow and its attached descendants; those that have something to clean up are scheduled for that, but for the
+-- flow itself where it is to end `p_at_once`. Answers -1 unknown, a state when it had ended, else 0; with the flows
+-- that have changed, and whether one of them or the parent is on the queue now.
+CREATE FUNCTION {s}.cancel(p_now bigint, p_id text, p_reason text, p_told bytea, p_at_once boolean,
     OUT answer integer, OUT changed text[], OUT woken boolean)
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     v_now bigint;
     v_key bigint := {s}.lock_with_parent(p_id);
+    v_cleanup smallint;
     v_level bigint[];
+    v_kept bigint[];
     v_ended bigint[];
+    v_has_ended boolean := false;
     v_parent {s}.facts;
 BEGIN
     v_now := {s}.now_us(p_now);
-    SELECT f.state INTO answer FROM {s}.flows f WHERE f.key = v_key;
+    SELECT f.state, f.cleanup INTO answer, v_cleanup FROM {s}.flows f WHERE f.key = v_key;
     IF answer IS NULL THEN
         answer := -1;
         RETURN;
     ELSIF answer IN (4, 5, 6) THEN
         RETURN;
+    ELSIF v_cleanup = 2 AND NOT p_at_once THEN
+        answer := 6;
+        RETURN;
     END IF;
     answer := 0;
     changed := '{}';
+    woken := false;
     v_level := ARRAY[v_key];
     -- Each flow ends before its children are looked for: no later commit of it starts another one.
     LOOP
@@ -468,10 +476,25 @@ BEGIN
         WITH ended AS (
             UPDATE {s}.flows f SET state = 6, due_us = NULL, finished_us = v_now, reason = p_reason, result = p_told,
                 commit_number = 0, waiting = 0, stalled_by = NULL, again = NULL, wake_us = NULL, wake_channels = NULL
-            WHERE f.key = ANY (v_level) AND f.state NOT IN (4, 5, 6) RETURNING f.key
-        ) SELECT array_agg(e.key) INTO v_ended FROM ended e;
-        EXIT WHEN v_ended IS NULL;
+            WHERE f.key = ANY (v_level) AND f.state NOT IN (4, 5, 6)
+                AND (f.cleanup = 0 OR f.cleanup = 1 AND f.records >= 16777213 OR p_at_once AND f.key = v_key)
+            RETURNING f.key
+        ) SELECT coalesce(array_agg(e.key), '{}') INTO v_ended FROM ended e;
+        -- Whoever runs one may be in the middle of something.
+        WITH kept AS (
+            UPDATE {s}.flows f SET state = 1, due_us = CASE WHEN f.state = 2 THEN f.due_us ELSE v_now END,
+                records = f.records + 1, deliveries = 0, commit_number = 0, commit_answer = 0, reason = NULL,
+                stalled_by = NULL, wake_us = NULL, wake_channels = NULL, cleanup = 2
+            WHERE f.key = ANY (v_level) AND f.state NOT IN (4, 5, 6) AND f.cleanup = 1 RETURNING f.key, f.records
+        ), recorded AS (
+            INSERT INTO {s}.records (k, at_us, started_us, args_hash, attempt, kind, phase, path, name, payload)
+            SELECT k.key << 24 | k.records, v_now, v_now, 0, 0, 8, 3, '0', 'cancelled', p_told FROM kept k
+        ) SELECT coalesce(array_agg(k.key), '{}') INTO v_kept FROM kept k;
+        EXIT WHEN v_ended = '{}' AND v_kept = '{}';
+        v_has_ended := v_has_ended OR v_key = ANY (v_ended);
+        woken := woken OR v_kept <> '{}';
         DELETE FROM {s}.messages m WHERE m.flow = ANY (v_ended);
+        v_ended := v_ended || v_kept;
         changed := changed || ARRAY(SELECT a.id FROM {s}.facts a WHERE a.key = ANY (v_ended));
         v_level := ARRAY(
             SELECT c.key FROM {s}.facts a CROSS JOIN LATERAL (
@@ -480,8 +503,9 @@ BEGIN
             WHERE a.key = ANY (v_ended));
     END LOOP;
     SELECT * INTO v_parent FROM {s}.facts a WHERE a.key = v_key;
-    IF v_parent.parent_id IS NOT NULL AND NOT v_parent.detached THEN
-        woken := {s}.tell(v_now, v_key, v_parent.parent_id, v_parent.parent_path, 3::smallint, p_told);
+    IF v_has_ended AND v_parent.parent_id IS NOT NULL AND NOT v_parent.detached THEN
+        woken := coalesce({s}.tell(v_now, v_key, v_parent.parent_id, v_parent.parent_path, 3::smallint, p_told), false)
+            OR woken;
         changed := changed || v_parent.parent_id;
     END IF;
 END $$;
@@ -625,7 +649,7 @@ BEGIN
 END $$;
 
 -- Takes a flow back to its first `p_keep` records, without those of the calls `p_again`. Answers -1 unknown, -2 it is not
--- as it was seen, else 0 with the flows that have changed.
+-- as it was seen, -3 the child in `changed` has something to clean up, else 0 with the flows that have changed.
 CREATE FUNCTION {s}.reset(p_now bigint, p_id text, p_run integer, p_epoch bigint, p_records integer, p_keep integer,
     p_again text, p_children text[], p_reason text, m_seq integer[], m_at bigint[], m_channel text[], m_payload bytea[],
     m_outcome smallint[], OUT answer integer, OUT changed text[])
@@ -648,6 +672,22 @@ BEGIN
         answer := -2;
         RETURN;
     END IF;
+    IF p_children <> '{}' THEN
+        PERFORM FROM {s}.flows f WHERE f.key = ANY (ARRAY(
+            SELECT a.key FROM {s}.facts a WHERE a.id = ANY (p_children) AND a.parent_id = p_id AND NOT a.detached
+                AND a.key + 0 > greatest(v_key, v_facts.run_key)))
+        ORDER BY f.key FOR NO KEY UPDATE;
+        SELECT a.id INTO v_id FROM unnest(p_children) WITH ORDINALITY c (id, place) JOIN {s}.facts a ON a.id = ANY (ARRAY[c.id])
+        JOIN {s}.flows f ON f.key = ANY (ARRAY[a.key])
+        WHERE a.parent_id = p_id AND NOT a.detached AND a.key + 0 > greatest(v_key, v_facts.run_key)
+            AND f.state NOT IN (4, 5, 6) AND f.cleanup > 0
+        ORDER BY c.place LIMIT 1;
+        IF v_id IS NOT NULL THEN
+            answer := -3;
+            changed := ARRAY[v_id];
+            RETURN;
+        END IF;
+    END IF;
     v_now := {s}.now_us(p_now);
     answer := 0;
     changed := ARRAY[p_id];
@@ -658,7 +698,7 @@ BEGIN
             AND a.key + 0 > greatest(v_key, v_facts.run_key);
         IF v_child IS NOT NULL THEN
             -- The end of the flow's own child is told to it, and withdrawn below.
-            changed := changed || coalesce((SELECT c.changed FROM {s}.cancel(v_now, v_id, p_reason, convert_to(p_reason, 'UTF8')) c), '{}') || v_id;
+            changed := changed || coalesce((SELECT c.changed FROM {s}.cancel(v_now, v_id, p_reason, convert_to(p_reason, 'UTF8'), true) c), '{}') || v_id;
             PERFORM FROM {s}.flows f WHERE f.key = v_child FOR UPDATE;
             PERFORM {s}.forget(ARRAY[v_child]);
         END IF;
@@ -669,7 +709,7 @@ BEGIN
     FROM unnest(m_seq, m_at, m_channel, m_payload, m_outcome) AS m (seq, at_us, channel, payload, outcome)
     ON CONFLICT (flow, seq) DO NOTHING;
     DELETE FROM {s}.messages m WHERE m.flow = v_key AND m.channel = 'child' AND m.outcome IS NOT NULL;
-    UPDATE {s}.flows f SET records = p_keep, again = p_again, emitted = 0, commit_number = 0, commit_answer = 0,
+    UPDATE {s}.flows f SET records = p_keep, again = p_again, emitted = 0, cleanup = least(f.cleanup, 1), commit_number = 0, commit_answer = 0,
         fence = ((f.fence >> 25) + 1) << 25,
         messages = greatest(f.messages, (SELECT max(m.seq) FROM unnest(m_seq) AS m (seq))),
         waiting = (SELECT count(*) FROM {s}.messages m WHERE m.flow = v_key)
@@ -774,7 +814,7 @@ CREATE FUNCTION {s}.commit_one(p_now bigint, p_key bigint, p_id text, p_fence bi
     c_delay bigint[], c_timeout bigint[], c_path text[], c_detached boolean[], c_input bytea[],
     c_labels text[], p_next smallint, p_wake bigint, p_channels text, p_result bytea, p_reason text, p_build text,
     p_again text, p_labels text, p_emitted integer, i_feed text[], i_last boolean[], i_at bigint[], i_path text[],
-    i_attempt bigint[], i_payload bytea[], b_seq integer[], b_at bigint[], b_payload bytea[],
+    i_attempt bigint[], i_payload bytea[], b_seq integer[], b_at bigint[], b_payload bytea[], p_cleanup smallint,
     OUT answer integer, OUT last bigint, OUT told text, OUT queued boolean)
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
@@ -789,7 +829,7 @@ DECLARE
     v_child integer;
     v_run_key bigint;
 BEGIN
-    IF p_next IN (4, 5) AND NOT p_locked AND (SELECT f.attached FROM {s}.flows f WHERE f.key = p_key) THEN
+    IF p_next IN (4, 5, 6) AND NOT p_locked AND (SELECT f.attached FROM {s}.flows f WHERE f.key = p_key) THEN
         PERFORM {s}.lock_all(ARRAY[p_key]);
     END IF;
     SELECT * INTO v_flow FROM {s}.flows f WHERE f.key = p_key FOR NO KEY UPDATE;
@@ -802,7 +842,7 @@ BEGIN
         answer := v_flow.commit_answer;
         -- Whoever applied it may have died before it told anybody.
         queued := true;
-        IF v_flow.attached AND v_flow.state IN (4, 5) THEN
+        IF v_flow.attached AND v_flow.state IN (4, 5, 6) THEN
             SELECT a.parent_id INTO told FROM {s}.facts a WHERE a.key = p_key;
         END IF;
         RETURN;
@@ -853,6 +893,10 @@ BEGIN
     IF p_emitted IS NOT NULL THEN
         UPDATE {s}.flows f SET emitted = p_emitted WHERE f.key = p_key;
     END IF;
+    IF p_cleanup > v_flow.cleanup THEN
+        v_flow.cleanup := p_cleanup;
+        UPDATE {s}.flows f SET cleanup = p_cleanup WHERE f.key = p_key;
+    END IF;
     IF c_id <> '{}' THEN
         SELECT greatest(a.key, a.run_key) INTO v_run_key FROM {s}.facts a WHERE a.key = p_key;
     END IF;
@@ -872,7 +916,7 @@ BEGIN
     answer := 0;
     IF p_next = 1 THEN
         -- A deadline wakes a flow just as its own instant does.
-        v_due := least(p_wake, v_flow.deadline_us);
+        v_due := least(p_wake, CASE WHEN v_flow.cleanup < 2 THEN v_flow.deadline_us END);
         IF v_due <= v_now OR EXISTS (
             SELECT FROM unnest(v_channels) c (name) CROSS JOIN LATERAL (
                 SELECT FROM {s}.messages m WHERE m.flow = p_key AND m.channel = c.name LIMIT 1) m)
@@ -904,23 +948,23 @@ BEGIN
         WHERE a.key = p_key;
         queued := true;
         UPDATE {s}.flows f SET state = 1, due_us = v_now, commit_number = p_number, commit_answer = 0, records = 0,
-            emitted = 0, deliveries = 0, waiting = f.waiting - v_consumed - v_child, started_us = NULL, worker = NULL
+            emitted = 0, cleanup = 0, deliveries = 0, waiting = f.waiting - v_consumed - v_child, started_us = NULL, worker = NULL
         WHERE f.key = p_key;
         RETURN;
-    ELSIF p_next IN (4, 5) THEN
+    ELSIF p_next IN (4, 5, 6) THEN
         -- A failed flow may go on, and finds its messages where they were.
-        IF p_next = 4 THEN
+        IF p_next <> 5 THEN
             DELETE FROM {s}.messages m WHERE m.flow = p_key;
         END IF;
         UPDATE {s}.flows f SET state = p_next, due_us = NULL, finished_us = v_now, commit_number = p_number,
             commit_answer = 0, records = v_records, deliveries = v_deliveries, reason = p_reason, result = p_result,
-            again = p_again, waiting = CASE WHEN p_next = 4 THEN 0 ELSE f.waiting - v_consumed END
+            again = p_again, waiting = CASE WHEN p_next <> 5 THEN 0 ELSE f.waiting - v_consumed END
         WHERE f.key = p_key;
         IF v_flow.attached THEN
             SELECT * INTO v_parent FROM {s}.facts a WHERE a.key = p_key;
             told := v_parent.parent_id;
             queued := coalesce({s}.tell(v_now, p_key, v_parent.parent_id, v_parent.parent_path,
-                CASE p_next WHEN 4 THEN 1 ELSE 2 END::smallint, p_result), false) OR queued;
+                (p_next - 3)::smallint, p_result), false) OR queued;
         END IF;
         RETURN;
     END IF;

@@ -38,6 +38,7 @@ use self::{
     clock::ServerClock,
     lanes::Lanes,
     news::News,
+    outside::Ending,
     pool::{Connector, Pool, Repeat, Role},
     queue::{MESSAGE_BYTES_MAX, NewFlows},
     run::{Ask, CommitLane, LANES},
@@ -289,10 +290,11 @@ impl ExecutionLog for PostgresExecutionLog {
     }
 
     async fn cancel(&self, flow: &FlowId, reason: &str) -> Result<Cancelled> {
-        // The reason is the payload of the message that the parent receives.
-        let limits = &self.inner.connector.options.limits;
-        limits.check_payload("the reason", reason.len()).map_err(|error| error.with_flow(flow))?;
-        outside::cancel(&self.inner, flow, reason).await
+        outside::cancel(&self.inner, flow, reason, Ending::InOrder).await
+    }
+
+    async fn abandon(&self, flow: &FlowId, reason: &str) -> Result<Cancelled> {
+        outside::cancel(&self.inner, flow, reason, Ending::AtOnce).await
     }
 
     async fn retry(&self, flow: &FlowId) -> Result<Retried> {

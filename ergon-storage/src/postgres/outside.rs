@@ -13,6 +13,13 @@ use super::{
 };
 use crate::{Cancelled, Error, FlowId, Result, Retried};
 
+/// Whether a flow that is cancelled may clean up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    InOrder,
+    AtOnce,
+}
+
 /// The only row of an answer.
 pub(super) fn only(rows: &[Row]) -> Result<&Row> {
     rows.first().ok_or_else(|| unreadable("an answer without a row"))
@@ -24,9 +31,11 @@ pub(super) fn changed(row: &Row, index: usize) -> Result<Vec<FlowId>> {
     Ok(ids.into_iter().filter_map(|id| FlowId::new(unescape(id)).ok()).collect())
 }
 
-pub(super) async fn cancel(log: &Inner, flow: &FlowId, reason: &str) -> Result<Cancelled> {
+pub(super) async fn cancel(log: &Inner, flow: &FlowId, reason: &str, ending: Ending) -> Result<Cancelled> {
+    log.connector.options.limits.check_reason(flow, reason)?;
     let (now, id, text) = (log.manual_now(), escape(flow.as_str()), escape(reason));
-    let values: [&(dyn ToSql + Sync); 4] = [&now, &id, &text, &reason.as_bytes()];
+    let at_once = ending == Ending::AtOnce;
+    let values: [&(dyn ToSql + Sync); 5] = [&now, &id, &text, &reason.as_bytes(), &at_once];
     let rows = log.pool.query(Role::Others, Statement::Cancel, &values, Repeat::Unsafe).await?;
     let row = only(&rows)?;
     match get::<i32>(row, 0)? {

@@ -22,9 +22,9 @@ pub(super) async fn flow(log: &Inner, id: &FlowId) -> Result<Option<FlowRecord>>
     let rows = log.pool.query(Role::Reads, Statement::Flow, &[&escape(id.as_str())], Repeat::Safe).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let lanes = log.lanes.know(&log.pool, &rows, 1).await?;
-    let result: Option<&[u8]> = get(row, 24)?;
+    let result: Option<&[u8]> = get(row, 25)?;
     let result = result.map(bytes::Bytes::copy_from_slice).unwrap_or_default();
-    Ok(Some(FlowRecord { info: row::flow(row, &lanes)?, input: row::bytes(row, 23)?, result }))
+    Ok(Some(FlowRecord { info: row::flow(row, &lanes)?, input: row::bytes(row, 24)?, result }))
 }
 
 pub(super) async fn history(log: &Inner, id: &FlowId, after: u32, limit: usize) -> Result<Vec<Record>> {

@@ -8,8 +8,8 @@ use super::{
     text::{hash, unescape},
 };
 use crate::{
-    CallKind, CallPath, Channel, ChildOutcome, Error, ErrorKind, FlowId, FlowInfo, FlowState, Item, Labels, Lease,
-    Message, Parent, Phase, Record, Result, Timestamp, Wake,
+    CallKind, CallPath, Channel, ChildOutcome, Cleanup, Error, ErrorKind, FlowId, FlowInfo, FlowState, Item, Labels,
+    Lease, Message, Parent, Phase, Record, Result, Timestamp, Wake,
 };
 
 /// How many of the low bits of a record's or message's key are its number; the others are its flow's key.
@@ -107,6 +107,10 @@ pub(super) fn state_of(code: i64) -> Result<FlowState> {
     known(code, "state", FlowState::from_code)
 }
 
+fn cleanup(row: &Row, index: usize) -> Result<Cleanup> {
+    known(i64::from(get::<i16>(row, index)?), "cleanup", Cleanup::from_code)
+}
+
 fn known<T>(code: i64, what: &str, of: impl Fn(u8) -> Option<T>) -> Result<T> {
     let known = u8::try_from(code).ok().and_then(of);
     known.ok_or_else(|| unreadable(format!("{what} {code} is unknown to this program")))
@@ -156,6 +160,7 @@ pub(super) fn flow(row: &Row, lanes: &Known) -> Result<FlowInfo> {
         start_at: instant(row, 19)?,
         run: count(row, 20)?,
         emitted: count(row, 22)?,
+        cleanup: cleanup(row, 23)?,
         started_at: instant_opt(row, 8)?,
         finished_at: instant_opt(row, 9)?,
         worker: text(10)?,
@@ -191,6 +196,7 @@ pub(super) fn leased(row: &Row, lanes: &Known) -> Result<Leased> {
         start_at: instant(row, 16)?,
         run: count(row, 18)?,
         emitted: count(row, 19)?,
+        cleanup: cleanup(row, 22)?,
         started_at: instant_opt(row, 10)?,
         finished_at: None,
         deadline_at: instant_opt(row, 9)?,

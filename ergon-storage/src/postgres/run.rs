@@ -22,7 +22,8 @@ use super::{
     text::{escape, escape_line, unescape},
 };
 use crate::{
-    Channel, Clock, Commit, Committed, Error, ErrorKind, FlowId, Keep, Labels, Limits, Next, Record, Result, Timestamp,
+    Channel, Cleanup, Clock, Commit, Committed, Error, ErrorKind, FlowId, Keep, Labels, Limits, Next, Record, Result,
+    Timestamp,
 };
 
 /// How many lanes there are, each with a connection that nobody else uses: what others would send there could become
@@ -137,10 +138,11 @@ pub(super) fn size(commit: &Commit) -> usize {
 fn is_simple(ask: &Ask) -> bool {
     let records = &ask.commit.records;
     ask.refusal.is_none()
-        && !matches!(ask.commit.next, Next::Continue { .. })
+        && !matches!(ask.commit.next, Next::Continue { .. } | Next::Cancel { .. })
         && ask.commit.beats.is_empty()
         && ask.commit.items.is_empty()
         && ask.commit.emitted.is_none()
+        && ask.commit.cleanup == Cleanup::None
         && ask.commit.children.is_empty()
         && ask.commit.labels.is_none()
         && records.iter().zip(records.iter().skip(1)).all(|(record, next)| next.seq == record.seq.wrapping_add(1))
@@ -370,6 +372,9 @@ impl<'j> Going<'j> {
                 let again = (!again.is_empty()).then(|| again.join(" "));
                 Self { code: 5, result: Some(error), reason: Some(escape(reason)), again, ..run }
             }
+            Next::Cancel { reason } => {
+                Self { code: 6, result: Some(reason.as_bytes()), reason: Some(escape(reason)), ..run }
+            }
             Next::Continue { input } => Self { code: 8, result: Some(input), ..run },
             Next::Stall { reason, build } => {
                 Self { code: 7, reason: Some(escape(reason)), build: Some(escape(build)), ..run }
@@ -540,6 +545,7 @@ struct Alone<'j> {
     beats: Beats<'j>,
     going: Going<'j>,
     labels: Option<String>,
+    cleanup: i16,
 }
 
 impl<'j> Alone<'j> {
@@ -571,10 +577,11 @@ impl<'j> Alone<'j> {
             beats: Beats::new(commit),
             going: Going::new(&commit.next),
             labels: commit.labels.as_ref().map(Labels::to_lines),
+            cleanup: i16::from(commit.cleanup.code()),
         }
     }
 
-    fn values<'v>(&'v self, now: &'v (dyn ToSql + Sync)) -> [&'v (dyn ToSql + Sync); 48] {
+    fn values<'v>(&'v self, now: &'v (dyn ToSql + Sync)) -> [&'v (dyn ToSql + Sync); 49] {
         let (r, c, i, g) = (&self.records, &self.children, &self.items, &self.going);
         [
             now,
@@ -625,6 +632,7 @@ impl<'j> Alone<'j> {
             &self.beats.seqs,
             &self.beats.at,
             &self.beats.payloads,
+            &self.cleanup,
         ]
     }
 }

@@ -37,6 +37,8 @@ CREATE TABLE {s}.flows (
     waiting integer NOT NULL DEFAULT 0,
     state smallint NOT NULL DEFAULT 1,
     commit_answer smallint NOT NULL DEFAULT 0,
+    -- Whether it has something to clean up when it is cancelled: 0 nothing, 1 something, 2 it was cancelled.
+    cleanup smallint NOT NULL DEFAULT 0,
     -- True when it names a parent that hears of its end.
     attached boolean NOT NULL DEFAULT false,
     wake_channels text[] COLLATE "C",
@@ -187,5 +189,6 @@ CREATE TYPE {s}.claimed AS (
     run integer,
     emitted integer,
     now_us bigint,
-    labels text
+    labels text,
+    cleanup smallint
 );

@@ -115,7 +115,7 @@ pub(super) async fn import(log: &Inner, snapshot: &Snapshot) -> Result<Imported>
     let all: Vec<(&Feed, &Item)> =
         items.iter().flat_map(|(feed, items)| items.iter().map(move |item| (feed, item))).collect();
     let count = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
-    let values: [&(dyn ToSql + Sync); 57] = [
+    let values: [&(dyn ToSql + Sync); 58] = [
         &escape(info.id.as_str()),
         &lane,
         &i16::from(info.state.code()),
@@ -173,6 +173,7 @@ pub(super) async fn import(log: &Inner, snapshot: &Snapshot) -> Result<Imported>
         &each(&all, |(_, item)| item.call.as_ref().map(CallPath::to_string)),
         &each(&all, |(_, item)| i64::from(item.attempt)),
         &all.iter().map(|(_, item)| &item.payload[..]).collect::<Vec<_>>(),
+        &i16::from(info.cleanup.code()),
     ];
     let rows = log.pool.query(Role::Others, Statement::Import, &values, Repeat::Unsafe).await?;
     if rows.is_empty() {
@@ -211,6 +212,10 @@ pub(super) async fn reset(log: &Inner, reset: &Reset) -> Result<()> {
             Ok(())
         }
         -1 => Err(Error::not_found(&reset.flow)),
+        -3 => {
+            let children = changed(row, 1)?;
+            Err(children.first().map_or_else(|| reset.conflict(), |child| reset.child_cleans_up(child)))
+        }
         _ => Err(reset.conflict()),
     }
 }

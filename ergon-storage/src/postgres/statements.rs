@@ -35,7 +35,7 @@ macro_rules! flow_columns {
     () => {
         "f.key, f.lane, f.state, f.due_us, f.fence, f.records, f.deliveries, f.deadline_us, f.started_us, \
          f.finished_us, f.worker, f.reason, f.wake_us, f.wake_channels, a.id, a.parent_id, a.parent_path, a.detached, \
-         a.created_us, a.start_us, a.run, a.labels, f.emitted"
+         a.created_us, a.start_us, a.run, a.labels, f.emitted, f.cleanup"
     };
 }
 
@@ -98,7 +98,8 @@ fn commit(consumes: bool) -> String {
              deliveries = CASE WHEN i.after IS NOT NULL OR i.next = 1 THEN 0 ELSE f.deliveries END, \
              waiting = f.waiting - coalesce(gone.n, 0), \
              state = CASE i.next WHEN 0 THEN 2 WHEN 1 THEN 3 ELSE i.next END, \
-             due_us = CASE i.next WHEN 0 THEN f.due_us WHEN 1 THEN least(i.wake_us, f.deadline_us) END, \
+             due_us = CASE i.next WHEN 0 THEN f.due_us \
+               WHEN 1 THEN least(i.wake_us, CASE WHEN f.cleanup < 2 THEN f.deadline_us END) END, \
              finished_us = CASE WHEN i.next IN (4, 5) THEN now.us END, \
              wake_us = i.wake_us, \
              wake_channels = (string_to_array(i.channels, E'\\n'))[2:], \
@@ -107,7 +108,8 @@ fn commit(consumes: bool) -> String {
            WHERE f.key = ANY (ARRAY[i.key]) AND f.fence = i.fence AND f.state = 2 AND f.commit_number = i.number - 1 \
              AND (i.before IS NULL OR f.records = i.before) \
              AND CASE WHEN i.next = 1 \
-                 THEN f.waiting = coalesce(gone.n, 0) AND (least(i.wake_us, f.deadline_us) <= now.us) IS NOT TRUE \
+                 THEN f.waiting = coalesce(gone.n, 0) \
+                   AND (least(i.wake_us, CASE WHEN f.cleanup < 2 THEN f.deadline_us END) <= now.us) IS NOT TRUE \
                WHEN i.next = 4 THEN f.waiting = coalesce(gone.n, 0) AND NOT f.attached \
                WHEN i.next = 5 THEN NOT f.attached \
                ELSE true END \
@@ -178,23 +180,25 @@ statements! {
     GiveBack: "UPDATE {s}.flows f SET state = 1, due_us = {s}.now_us($1), deliveries = greatest(f.deliveries - 1, 0) \
         FROM (SELECT * FROM unnest($2::bigint[], $3::bigint[]) AS i (key, fence) ORDER BY i.key) i \
         WHERE f.key = ANY (ARRAY[i.key]) AND f.fence = i.fence AND f.state = 2";
-    StatesOfLeases: "SELECT i.place, f.state FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY \
+    StatesOfLeases: "SELECT i.place, CASE WHEN f.cleanup = 2 AND f.state = 1 THEN 6::smallint ELSE f.state END FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY \
         AS i (key, fence, place) JOIN {s}.flows f ON f.key = ANY (ARRAY[i.key]) AND f.fence = i.fence";
-    Release: "UPDATE {s}.flows f SET state = 1, due_us = {s}.now_us($1), deliveries = greatest(f.deliveries - 1, 0) \
-        WHERE f.key = $2 AND f.fence = $3 AND f.state = 2 RETURNING f.key";
+    Release: "UPDATE {s}.flows f SET state = 1, \
+            due_us = CASE f.state WHEN 2 THEN {s}.now_us($1) ELSE least(f.due_us, {s}.now_us($1)) END, \
+            deliveries = CASE f.state WHEN 2 THEN greatest(f.deliveries - 1, 0) ELSE f.deliveries END \
+        WHERE f.key = $2 AND f.fence = $3 AND (f.state = 2 OR f.state = 1 AND f.cleanup = 2) RETURNING f.key";
 
     // Commit.
     Commit: commit(false);
     CommitConsuming: commit(true);
     CommitOne: "SELECT c.* FROM {s}.commit_one($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, \
         $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, \
-        $39, $40, $41, $42, $43, $44, $45, $46, $47, $48) c";
+        $39, $40, $41, $42, $43, $44, $45, $46, $47, $48, $49) c";
     Lock: "SELECT FROM {s}.flows f WHERE f.key = ANY ($1::bigint[]) ORDER BY f.key FOR NO KEY UPDATE";
     LockAll: "SELECT {s}.lock_all($1)";
 
     // From outside.
     Send: "SELECT * FROM {s}.send($1, $2, $3, $4, $5)";
-    Cancel: "SELECT c.* FROM {s}.cancel($1, $2, $3, $4) c";
+    Cancel: "SELECT c.* FROM {s}.cancel($1, $2, $3, $4, $5) c";
     Retry: "SELECT r.* FROM {s}.retry($1, $2) r";
     Reoffer: "WITH stalled AS MATERIALIZED (SELECT f.key FROM {s}.flows f JOIN {s}.lanes l ON l.lane = f.lane \
           JOIN unnest($2::text[], $3::bigint[]) AS t (name, version) ON t.name = l.flow_type AND t.version = l.version \
@@ -234,8 +238,9 @@ statements! {
           ON CONFLICT (id) DO NOTHING RETURNING key), \
         flow AS (INSERT INTO {s}.flows (key, lane, state, due_us, fence, started_us, finished_us, deadline_us, wake_us, \
             records, emitted, deliveries, messages, waiting, attached, wake_channels, worker, reason, stalled_by, again, \
-            result) \
-          SELECT f.key, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21 FROM f), \
+            result, cleanup) \
+          SELECT f.key, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $58 \
+          FROM f), \
         labelled AS (INSERT INTO {s}.labels (flow, name, value) SELECT f.key, e.name, e.value \
           FROM f CROSS JOIN LATERAL {s}.each_label($28::text) e WHERE $28::text IS NOT NULL), \
         recorded AS (INSERT INTO {s}.records (k, at_us, started_us, due_us, args_hash, attempt, kind, phase, path, name, \

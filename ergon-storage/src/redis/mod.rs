@@ -42,6 +42,7 @@ use self::{
     library::Entry,
     link::{Link, Server},
     listen::Listener,
+    operations::Ending,
 };
 use crate::{
     Cancelled, Channel, ClaimRequest, Claimed, Clock, Commit, Committed, Count, Cursor, Enqueued, ExecutionLog, Extras,
@@ -167,6 +168,12 @@ impl RedisExecutionLog {
         self.inner.lanes.submit(args, rows).await
     }
 
+    async fn end(&self, flow: &FlowId, reason: &str, ending: Ending) -> Result<Cancelled> {
+        self.inner.limits.check_reason(flow, reason)?;
+        let args = operations::cancel(flow, reason, ending);
+        operations::cancelled(&self.write(args, Rows::Unknown).await?, flow)
+    }
+
     /// Does an operation that makes room, also when there is none.
     async fn trim(&self, args: &Args) -> Result<Value> {
         let mut head = self.inner.time.argument();
@@ -276,10 +283,11 @@ impl ExecutionLog for RedisExecutionLog {
     }
 
     async fn cancel(&self, flow: &FlowId, reason: &str) -> Result<Cancelled> {
-        // The reason is the payload of the message that the parent receives.
-        self.inner.limits.check_payload("the reason", reason.len()).map_err(|error| error.with_flow(flow))?;
-        let args = operations::cancel(flow, reason);
-        operations::cancelled(&self.write(args, Rows::Unknown).await?, flow)
+        self.end(flow, reason, Ending::InOrder).await
+    }
+
+    async fn abandon(&self, flow: &FlowId, reason: &str) -> Result<Cancelled> {
+        self.end(flow, reason, Ending::AtOnce).await
     }
 
     async fn retry(&self, flow: &FlowId) -> Result<Retried> {
@@ -378,7 +386,7 @@ impl ExecutionLog for RedisExecutionLog {
     async fn reset(&self, reset: Reset) -> Result<()> {
         reset.check(&self.inner.limits)?;
         let answer = self.write(operations::reset(&reset), Rows::Unknown).await?;
-        operations::was_reset(&answer, &reset)
+        operations::was_reset(answer, &reset)
     }
 
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64> {

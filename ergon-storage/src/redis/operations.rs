@@ -22,7 +22,7 @@ use super::{
     },
 };
 use crate::{
-    Cancelled, Channel, ClaimRequest, ClaimTarget, Claimed, Commit, Committed, Count, Cursor, Enqueued, Error,
+    Cancelled, Channel, ClaimRequest, ClaimTarget, Claimed, Cleanup, Commit, Committed, Count, Cursor, Enqueued, Error,
     ErrorKind, Extras, Feed, Filter, FlowId, FlowInfo, FlowPage, FlowRecord, FlowState, Imported, Item, Keep, Lease,
     LeaseState, Limits, Message, NewFlow, NewMessage, Next, PrunePolicy, Record, Reset, Result, Retried, Sent,
     Snapshot, Start, Timestamp,
@@ -235,6 +235,7 @@ pub(super) fn commit(commit: &Commit, now: Timestamp, limits: &Limits) -> (Args,
         (Next::Fail { .. }, None) => 3,
         (Next::Stall { .. }, None) => 4,
         (Next::Continue { .. }, None) => 6,
+        (Next::Cancel { .. }, None) => 7,
     };
     let row = put_lease(&mut args, &commit.lease);
     // As `COMMIT` in run.lua.
@@ -248,6 +249,7 @@ pub(super) fn commit(commit: &Commit, now: Timestamp, limits: &Limits) -> (Args,
         out.extend_from_slice(&commit.emitted.map_or(-1, i64::from).to_be_bytes());
         out.push(kind);
         out.push(u8::from(commit.labels.is_some()));
+        out.push(commit.cleanup.code());
     });
     for record in &commit.records {
         args.with(|out| put_record(out, record));
@@ -280,10 +282,12 @@ pub(super) fn commit(commit: &Commit, now: Timestamp, limits: &Limits) -> (Args,
         Next::Fail { error, reason, again } => {
             args.text(error).text(&**reason).list(again.iter().map(ToString::to_string))
         }
+        Next::Cancel { reason } => args.text(&**reason).text("").text(""),
         Next::Continue { input } => args.text(input).text("").text(""),
         Next::Stall { reason, build } => args.text(&**reason).text(&**build).text(""),
     };
-    let rows = if kind == 0 && commit.labels.is_none() { Rows::Step(row) } else { Rows::Whole(vec![row]) };
+    let is_step = kind == 0 && commit.labels.is_none() && commit.cleanup == Cleanup::None;
+    let rows = if is_step { Rows::Step(row) } else { Rows::Whole(vec![row]) };
     (args, rows, refused)
 }
 
@@ -345,9 +349,16 @@ fn state(answer: &Value) -> Result<FlowState> {
     FlowState::from_code(number(answer)?).map_or_else(|| unreadable("the state of a flow"), Ok)
 }
 
-pub(super) fn cancel(flow: &FlowId, reason: &str) -> Args {
+/// Whether a flow that is cancelled may clean up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    InOrder,
+    AtOnce,
+}
+
+pub(super) fn cancel(flow: &FlowId, reason: &str, ending: Ending) -> Args {
     let mut args = Args::of("x");
-    args.text(flow.as_str()).text(reason);
+    args.text(flow.as_str()).text(reason).number(u8::from(ending == Ending::AtOnce));
     args
 }
 
@@ -734,8 +745,13 @@ pub(super) fn reset(reset: &Reset) -> Args {
     args
 }
 
-pub(super) fn was_reset(answer: &Value, reset: &Reset) -> Result<()> {
-    match int(answer)? {
+pub(super) fn was_reset(answer: Value, reset: &Reset) -> Result<()> {
+    if let Value::Array(_) = answer {
+        let [_, place] = tuple(answer)?;
+        let child = number::<usize>(&place)?.checked_sub(1).and_then(|place| reset.children.get(place));
+        return Err(child.map_or_else(|| reset.conflict(), |child| reset.child_cleans_up(child)));
+    }
+    match int(&answer)? {
         0 => Ok(()),
         -1 => Err(Error::not_found(&reset.flow)),
         _ => Err(reset.conflict()),

@@ -9,8 +9,8 @@ use bytes::Bytes;
 
 use super::{error::unreadable, keys::LeaseKey};
 use crate::{
-    Beat, CallKind, CallPath, Channel, ChildOutcome, ClaimedFlow, FlowId, FlowInfo, FlowState, Item, Labels, Lease,
-    Message, NewFlow, NewItem, Parent, Phase, Record, Result, Snapshot, Timestamp, Wake,
+    Beat, CallKind, CallPath, Channel, ChildOutcome, ClaimedFlow, Cleanup, FlowId, FlowInfo, FlowState, Item, Labels,
+    Lease, Message, NewFlow, NewItem, Parent, Phase, Record, Result, Snapshot, Timestamp, Wake,
 };
 
 // ---- writing ---------------------------------------------------------------------------------------------------
@@ -126,6 +126,7 @@ pub(super) fn put_cold(out: &mut Vec<u8>, snapshot: &Snapshot, header_bytes: usi
     out.extend_from_slice(&0_u64.to_be_bytes());
     out.extend_from_slice(&info.emitted.to_be_bytes());
     out.push(u8::from(info.parent.as_ref().is_some_and(|parent| parent.detached)));
+    out.push(info.cleanup.code());
     put_short(out, info.id.as_str());
     put_bytes(out, info.worker.as_deref().unwrap_or_default().as_bytes());
     put_short(out, info.parent.as_ref().map_or("", |parent| parent.id.as_str()));
@@ -363,6 +364,7 @@ pub(super) fn row(hot: &[u8], cold: &[u8], of: &Lane) -> Result<Row> {
     let _header_bytes = reader.u32()?;
     let (run, _run_number, emitted) = (reader.u32()?, reader.u64()?, reader.u32()?);
     let detached = reader.u8()? == 1;
+    let Some(cleanup) = Cleanup::from_code(reader.u8()?) else { return unreadable(ROW) };
     let id = reader.short()?;
     let worker = reader.long()?;
     let (parent, path) = (reader.short()?, reader.short()?);
@@ -404,6 +406,7 @@ pub(super) fn row(hot: &[u8], cold: &[u8], of: &Lane) -> Result<Row> {
         deliveries,
         records,
         emitted,
+        cleanup,
         worker,
     };
     Ok(Row { info, messages, nonce })
@@ -414,8 +417,8 @@ pub(super) fn row(hot: &[u8], cold: &[u8], of: &Lane) -> Result<Row> {
 pub(super) fn row_extras(hot: &[u8], cold: &[u8]) -> Result<(u32, Vec<CallPath>, Option<Arc<str>>)> {
     let Some(received) = hot.last_chunk().copied().map(u32::from_be_bytes) else { return unreadable(ROW) };
     let mut reader = Reader::new(cold, ROW);
-    // Instants, the bytes of the header, the run, its number, how many items, whether it is detached.
-    reader.bytes(7 * 8 + 4 + 4 + 8 + 4 + 1)?;
+    // Instants, the bytes of the header, the run, its number, how many items, whether it is detached, what it has to clean up.
+    reader.bytes(7 * 8 + 4 + 4 + 8 + 4 + 1 + 1)?;
     let (_id, _worker, _parent, _path) = (reader.short()?, reader.long()?, reader.short()?, reader.short()?);
     let (_channels, _reason, build, again) = (reader.long()?, reader.long()?, reader.long()?, reader.long()?);
     let mut paths = Vec::new();

@@ -43,6 +43,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::{
     error::{Outcome, stopped},
+    outside::Ending,
     read::Reading,
     readers::Readers,
     transact::Transacted,
@@ -226,6 +227,12 @@ impl SqliteExecutionLog {
         writer::submit(&self.inner.inbox, work).await
     }
 
+    async fn end(&self, flow: &FlowId, reason: &str, ending: Ending) -> Result<Cancelled> {
+        self.inner.limits.check_reason(flow, reason)?;
+        let (flow, reason) = (flow.clone(), reason.to_owned());
+        self.write(move |tx| outside::cancel(tx, &flow, &reason, ending)).await
+    }
+
     async fn read<T, F>(&self, question: F) -> Result<T>
     where
         T: Send + 'static,
@@ -326,10 +333,11 @@ impl ExecutionLog for SqliteExecutionLog {
     }
 
     async fn cancel(&self, flow: &FlowId, reason: &str) -> Result<Cancelled> {
-        // The reason is the payload of the message that the parent receives.
-        self.inner.limits.check_payload("the reason", reason.len()).map_err(|error| error.with_flow(flow))?;
-        let (flow, reason) = (flow.clone(), reason.to_owned());
-        self.write(move |tx| outside::cancel(tx, &flow, &reason)).await
+        self.end(flow, reason, Ending::InOrder).await
+    }
+
+    async fn abandon(&self, flow: &FlowId, reason: &str) -> Result<Cancelled> {
+        self.end(flow, reason, Ending::AtOnce).await
     }
 
     async fn retry(&self, flow: &FlowId) -> Result<Retried> {

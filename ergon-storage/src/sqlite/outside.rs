@@ -15,7 +15,7 @@ use super::{
     statements::KEY_BY_ID,
     writer::Tx,
 };
-use crate::{Cancelled, Error, FlowId, FlowState, Retried, Timestamp};
+use crate::{Cancelled, Cleanup, Error, FlowId, FlowState, Record, Retried, Timestamp};
 
 pub(super) fn key(tx: &Tx<'_, '_>, flow: &FlowId) -> Outcome<i64> {
     Ok(find(tx, flow)?.ok_or_else(|| Error::not_found(flow))?)
@@ -25,19 +25,36 @@ pub(super) fn find(tx: &Tx<'_, '_>, flow: &FlowId) -> Outcome<Option<i64>> {
     Ok(tx.conn.prepare_cached(KEY_BY_ID)?.query_row([flow.as_str()], |row| row.get(0)).optional()?)
 }
 
-pub(super) fn cancel(tx: &mut Tx<'_, '_>, flow: &FlowId, reason: &str) -> Outcome<Cancelled> {
+/// Whether a flow that is cancelled may clean up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    InOrder,
+    AtOnce,
+}
+
+pub(super) fn cancel(tx: &mut Tx<'_, '_>, flow: &FlowId, reason: &str, ending: Ending) -> Outcome<Cancelled> {
     let now = tx.now();
-    let mut pending = vec![key(tx, flow)?];
+    let first = key(tx, flow)?;
+    let mut pending = vec![first];
     let mut answer = None;
-    // Each flow ends before its children, so that they find no parent to tell.
     while let Some(key) = pending.pop() {
         let Some(head) = Head::by_key(tx, key)? else { continue };
+        let at_once = key == first && ending == Ending::AtOnce;
         if head.state().is_final() {
             answer.get_or_insert(Cancelled::Already(head.state()));
             continue;
         }
+        if head.is_cleaning_up() && !at_once {
+            answer.get_or_insert(Cancelled::Already(FlowState::Cancelled));
+            continue;
+        }
         answer.get_or_insert(Cancelled::Now);
-        run::cancel(tx, &head, reason, now)?;
+        if head.cleanup() == Cleanup::Needed && head.records() < Record::SEQ_MAX && !at_once {
+            run::clean_up(tx, &head, reason, now)?;
+        } else {
+            // What goes with its parent has nobody to tell.
+            run::cancel(tx, &head, reason, key == first, now)?;
+        }
         let sql = "SELECT key FROM flows WHERE parent_id = ?1 AND key > ?2 AND detached = 0 AND state NOT IN (4, 5, 6)";
         let mut statement = tx.conn.prepare_cached(sql)?;
         let children = statement.query_map(params![head.id().as_str(), key], |row| row.get(0))?;

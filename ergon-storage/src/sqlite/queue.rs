@@ -335,7 +335,8 @@ pub(super) fn heartbeat(tx: &mut Tx<'_, '_>, leases: &[Lease], lease: Duration) 
 pub(super) fn release(tx: &mut Tx<'_, '_>, lease: &Lease) -> Outcome<()> {
     let now = tx.now().as_micros();
     let (key, epoch) = (lease.key.cast_signed(), lease.epoch.cast_signed());
-    if tx.st.release.execute(params![key, lease.flow.as_str(), epoch, now])? == 0 {
+    let values = params![key, lease.flow.as_str(), epoch, now];
+    if tx.st.release.execute(values)? == 0 && tx.st.let_go.execute(values)? == 0 {
         return Err(Error::lease_lost(&lease.flow).into());
     }
     tx.hints.queue = true;

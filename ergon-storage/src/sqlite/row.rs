@@ -10,8 +10,8 @@ use super::{
     lanes::Lanes,
 };
 use crate::{
-    CallKind, CallPath, Channel, ChildOutcome, FlowId, FlowInfo, FlowState, Item, Labels, Message, Parent, Phase,
-    Record, Timestamp, Wake,
+    CallKind, CallPath, Channel, ChildOutcome, Cleanup, FlowId, FlowInfo, FlowState, Item, Labels, Message, Parent,
+    Phase, Record, Timestamp, Wake,
 };
 
 /// How many of the low bits of a record's or message's key are its number; the others are its flow's key.
@@ -76,6 +76,11 @@ pub(super) fn state(row: &Row<'_>, index: usize) -> Outcome<FlowState> {
     FlowState::from_code(code).ok_or_else(|| unknown("state", code))
 }
 
+pub(super) fn cleanup(row: &Row<'_>, index: usize) -> Outcome<Cleanup> {
+    let code = get(row, index)?;
+    Cleanup::from_code(code).ok_or_else(|| unknown("cleanup", code))
+}
+
 fn unknown(what: &str, code: u8) -> Fault {
     Fault::Unreadable(format!("{what} {code} is unknown to this program"))
 }
@@ -125,6 +130,7 @@ pub(super) fn flow(row: &Row<'_>, conn: &Connection, lanes: &mut Lanes) -> Outco
         start_at: instant(row, 14)?,
         run: get(row, 21)?,
         emitted: get(row, 23)?,
+        cleanup: cleanup(row, 24)?,
         started_at: instant_opt(row, 15)?,
         finished_at: instant_opt(row, 16)?,
         worker: get(row, 17)?,

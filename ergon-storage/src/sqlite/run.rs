@@ -13,8 +13,8 @@ use super::{
     writer::Tx,
 };
 use crate::{
-    Beat, CallPath, ChildOutcome, Commit, Committed, Error, ErrorKind, FlowId, FlowState, Keep, Limits, NewFlow, Next,
-    Parent, Record, Timestamp, Wake,
+    Beat, CallPath, ChildOutcome, Cleanup, Commit, Committed, Error, ErrorKind, FlowId, FlowState, Keep, Limits,
+    NewFlow, Next, Parent, Record, Timestamp, Wake,
 };
 
 pub(super) fn commit(tx: &mut Tx<'_, '_>, commit: &Commit) -> Outcome<Committed> {
@@ -44,6 +44,9 @@ pub(super) fn commit(tx: &mut Tx<'_, '_>, commit: &Commit) -> Outcome<Committed>
     if let Some(labels) = &commit.labels {
         queue::set_labels(tx, head.key, labels)?;
     }
+    if commit.cleanup != Cleanup::None {
+        tx.st.cleanup.execute(params![head.key, commit.cleanup.code()])?;
+    }
     emit(tx, &head, commit)?;
     for (child, instants) in commit.children.iter().zip(instants) {
         start_child(tx, head.run_key(), child, instants, now)?;
@@ -54,7 +57,7 @@ pub(super) fn commit(tx: &mut Tx<'_, '_>, commit: &Commit) -> Outcome<Committed>
 /// The common cases with the fewest statements: records, and on, or to the end of a flow that nobody waits for and
 /// that has received nothing. False, with nothing written, when it is another case or is to be refused.
 fn step(tx: &mut Tx<'_, '_>, commit: &Commit) -> Outcome<bool> {
-    let Commit { lease, number, records, beats, consumed, children, labels, items, emitted, next } = commit;
+    let Commit { lease, number, records, beats, consumed, children, labels, items, emitted, cleanup, next } = commit;
     let result = match next {
         Next::Run => None,
         Next::Complete { result } => Some(result),
@@ -62,6 +65,7 @@ fn step(tx: &mut Tx<'_, '_>, commit: &Commit) -> Outcome<bool> {
     };
     let Some(before) = records.first().and_then(|record| record.seq.checked_sub(1)) else { return Ok(false) };
     let tells = !items.is_empty() || emitted.is_some() || labels.is_some() || !beats.is_empty();
+    let tells = tells || *cleanup != Cleanup::None;
     if !children.is_empty() || tells || *number == 0 || !follow(records, before) {
         return Ok(false);
     }
@@ -248,6 +252,7 @@ pub(super) struct Head {
     deadline_at: Option<Timestamp>,
     parent: Option<Parent>,
     run_key: i64,
+    cleanup: Cleanup,
 }
 
 impl Head {
@@ -273,6 +278,7 @@ impl Head {
             deadline_at: row::instant_opt(row, 8)?,
             parent: row::parent(row, 9)?,
             run_key: row::get(row, 12)?,
+            cleanup: row::cleanup(row, 13)?,
         }))
     }
 
@@ -299,6 +305,15 @@ impl Head {
 
     pub(super) fn records(&self) -> u32 {
         self.records
+    }
+
+    pub(super) fn cleanup(&self) -> Cleanup {
+        self.cleanup
+    }
+
+    /// True when it was cancelled, or its time is up, and it has not ended.
+    pub(super) fn is_cleaning_up(&self) -> bool {
+        self.cleanup == Cleanup::Underway && !self.state.is_final()
     }
 
     pub(super) fn parent(&self) -> Option<&Parent> {
@@ -341,21 +356,25 @@ fn go_on(tx: &mut Tx<'_, '_>, head: &Head, commit: &Commit, now: Timestamp) -> O
         Next::Run => {
             tx.st.progress.execute(params![head.key, progress.number, 0, records, deliveries])?;
         }
-        Next::Suspend(wake) => return suspend(tx, head, wake, &progress, now),
+        Next::Suspend(wake) => return suspend(tx, head, (wake, commit.cleanup), &progress, now),
         Next::Complete { result } => {
             let news = News { outcome: ChildOutcome::Completed, payload: result };
-            end(tx, head, FlowState::Completed, None, &news, &progress, now)?;
+            end(tx, head, FlowState::Completed, None, Some(&news), &progress, now)?;
             keep_result(tx, head.key, result)?;
         }
         Next::Fail { error, reason, again } => {
             let news = News { outcome: ChildOutcome::Failed, payload: error };
-            end(tx, head, FlowState::Failed, Some(reason), &news, &progress, now)?;
+            end(tx, head, FlowState::Failed, Some(reason), Some(&news), &progress, now)?;
             keep_result(tx, head.key, error)?;
             if !again.is_empty() {
                 let again = again.iter().map(CallPath::to_string).collect::<Vec<_>>().join(" ");
                 let mut statement = tx.conn.prepare_cached("UPDATE flows SET again = ?2 WHERE key = ?1")?;
                 statement.execute(params![head.key, again])?;
             }
+        }
+        Next::Cancel { reason } => {
+            let news = News { outcome: ChildOutcome::Cancelled, payload: reason.as_bytes() };
+            end(tx, head, FlowState::Cancelled, Some(reason), Some(&news), &progress, now)?;
         }
         Next::Continue { input } => begin_again(tx, head, input, commit.number, now)?,
         Next::Stall { reason, build } => {
@@ -367,9 +386,16 @@ fn go_on(tx: &mut Tx<'_, '_>, head: &Head, commit: &Commit, now: Timestamp) -> O
     Ok(Committed::Applied)
 }
 
-fn suspend(tx: &mut Tx<'_, '_>, head: &Head, wake: &Wake, progress: &Progress, now: Timestamp) -> Outcome<Committed> {
+fn suspend(
+    tx: &mut Tx<'_, '_>,
+    head: &Head,
+    (wake, cleanup): (&Wake, Cleanup),
+    progress: &Progress,
+    now: Timestamp,
+) -> Outcome<Committed> {
     // A deadline wakes a flow just as its own instant does.
-    let due_at = wake.at.into_iter().chain(head.deadline_at).min();
+    let deadline_at = head.deadline_at.filter(|_| head.cleanup.max(cleanup) != Cleanup::Underway);
+    let due_at = wake.at.into_iter().chain(deadline_at).min();
     let Progress { number, records, deliveries, .. } = *progress;
     // Children that were refused in this commit have said so by now.
     if due_at.is_some_and(|due_at| due_at <= now) || mailbox::has_any(tx, head.key, &wake.channels)? {
@@ -401,7 +427,7 @@ fn begin_again(tx: &mut Tx<'_, '_>, head: &Head, input: &[u8], number: u32, now:
     tx.conn.prepare_cached("DELETE FROM effects WHERE flow = ?1")?.execute([key])?;
     mailbox::withdraw_ends(tx, key)?;
     let sql = "UPDATE flows SET state = 1, due_us = ?2, owner = NULL, commit_number = ?3, commit_answer = 0, records = 0, \
-        deliveries = 0, started_us = NULL, worker = NULL, emitted = 0, run = run + 1, run_key = (SELECT max(key) FROM flows) \
+        deliveries = 0, started_us = NULL, worker = NULL, emitted = 0, cleanup = 0, run = run + 1, run_key = (SELECT max(key) FROM flows) \
         WHERE key = ?1";
     tx.conn.prepare_cached(sql)?.execute(params![key, now.as_micros(), number])?;
     tx.hints.queue = true;
@@ -418,13 +444,13 @@ struct Progress {
     children: bool,
 }
 
-/// Ends a flow and tells its parent.
+/// Ends a flow and tells its parent the news, if there are any for it.
 fn end(
     tx: &mut Tx<'_, '_>,
     head: &Head,
     state: FlowState,
     reason: Option<&str>,
-    news: &News<'_>,
+    news: Option<&News<'_>>,
     progress: &Progress,
     now: Timestamp,
 ) -> Outcome<()> {
@@ -437,17 +463,28 @@ fn end(
     if (head.messages > 0 || progress.children) && state != FlowState::Failed {
         mailbox::clear(tx, head.key)?;
     }
-    match &head.parent {
-        Some(parent) => mailbox::tell_parent(tx, (head.key, &head.id), parent, news, now),
+    match head.parent.as_ref().zip(news) {
+        Some((parent, news)) => mailbox::tell_parent(tx, (head.key, &head.id), parent, news, now),
         None => Ok(()),
     }
 }
 
-/// Cancels a flow that has not ended. A commit that is repeated afterwards is not recognised.
-pub(super) fn cancel(tx: &mut Tx<'_, '_>, head: &Head, reason: &str, now: Timestamp) -> Outcome<()> {
+/// Ends a flow that has not ended as cancelled, and tells its parent if it `tells`. A commit that is repeated afterwards is
+/// not recognised.
+pub(super) fn cancel(tx: &mut Tx<'_, '_>, head: &Head, reason: &str, tells: bool, now: Timestamp) -> Outcome<()> {
     let news = News { outcome: ChildOutcome::Cancelled, payload: reason.as_bytes() };
     let progress = Progress { number: 0, records: head.records, deliveries: head.deliveries, children: false };
-    end(tx, head, FlowState::Cancelled, Some(reason), &news, &progress, now)
+    end(tx, head, FlowState::Cancelled, Some(reason), tells.then_some(&news), &progress, now)
+}
+
+/// Adds the record of a cancellation to a flow that has not ended, and schedules its clean-up.
+pub(super) fn clean_up(tx: &mut Tx<'_, '_>, head: &Head, reason: &str, now: Timestamp) -> Outcome<()> {
+    let seq = head.records + 1;
+    write_records(tx, head.key, &[Record::cancel(seq, now, Record::CANCELLED, reason)])?;
+    tx.st.clean_up.execute(params![head.key, now.as_micros(), seq])?;
+    tx.hints.queue = true;
+    tx.hints.flows.push(head.id.clone());
+    Ok(())
 }
 
 /// Keeps what a flow ended with, which is empty where there is none.

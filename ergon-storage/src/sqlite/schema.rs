@@ -118,6 +118,8 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE flows ADD COLUMN run_key INTEGER NOT NULL DEFAULT 0;
     -- How many items the flow's own code has emitted in its present run.
     ALTER TABLE flows ADD COLUMN emitted INTEGER NOT NULL DEFAULT 0;
+    -- Whether it has something to clean up when it is cancelled: 0 nothing, 1 something, 2 it was cancelled.
+    ALTER TABLE flows ADD COLUMN cleanup INTEGER NOT NULL DEFAULT 0;
 
     -- What flows tell of themselves.
     CREATE TABLE items (

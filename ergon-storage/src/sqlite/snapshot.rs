@@ -15,7 +15,9 @@ use super::{
     upkeep,
     writer::Tx,
 };
-use crate::{CallPath, Error, Extras, Feed, FlowId, FlowState, Imported, Message, Record, Reset, Snapshot, Timestamp};
+use crate::{
+    CallPath, Cleanup, Error, Extras, Feed, FlowId, FlowState, Imported, Message, Record, Reset, Snapshot, Timestamp,
+};
 
 pub(super) fn extras(on: &Reading<'_>, id: &FlowId) -> Outcome<Option<Extras>> {
     let sql = "SELECT key, messages, again, stalled_by, run FROM flows WHERE id = ?1";
@@ -60,8 +62,8 @@ pub(super) fn import(tx: &mut Tx<'_, '_>, snapshot: &Snapshot) -> Outcome<Import
     let again = extras.again.iter().map(CallPath::to_string).collect::<Vec<_>>().join(" ");
     let sql = "INSERT INTO flows (key, id, lane, state, due_us, epoch, records, deliveries, messages, deadline_us, \
         parent_id, parent_path, detached, created_us, start_us, started_us, finished_us, worker, reason, stalled_by, \
-        wake_us, wake_channels, again, run, emitted, labels) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, \
-        ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26)";
+        wake_us, wake_channels, again, run, emitted, labels, cleanup) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, \
+        ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27)";
     tx.conn.prepare_cached(sql)?.execute(params![
         key,
         info.id.as_str(),
@@ -89,6 +91,7 @@ pub(super) fn import(tx: &mut Tx<'_, '_>, snapshot: &Snapshot) -> Outcome<Import
         info.run,
         info.emitted,
         (!info.labels.is_empty()).then(|| info.labels.to_lines()),
+        info.cleanup.code(),
     ])?;
     queue::index_labels(tx, key, &info.labels)?;
     tx.st.insert_payload.execute(params![slot(key, INPUT), &flow.input[..]])?;
@@ -145,8 +148,17 @@ pub(super) fn reset(tx: &mut Tx<'_, '_>, reset: &Reset) -> Outcome<()> {
         return Err(reset.conflict().into());
     }
 
-    // From here on nothing is refused.
     let head = Head::by_key(tx, key)?.ok_or_else(|| Error::not_found(&reset.flow))?;
+    for child in &reset.children {
+        let Some(child_key) = outside::find(tx, child)?.filter(|child| *child > head.run_key()) else { continue };
+        let Some(child_head) = Head::by_key(tx, child_key)? else { continue };
+        let is_own = child_head.parent().is_some_and(|parent| parent.id == reset.flow && !parent.detached);
+        if is_own && !child_head.state().is_final() && child_head.cleanup() != Cleanup::None {
+            return Err(reset.child_cleans_up(child).into());
+        }
+    }
+
+    // From here on nothing is refused.
     if let Some(parent) = head.parent() {
         mailbox::withdraw_end(tx, (key, &reset.flow), parent)?;
     }
@@ -155,7 +167,7 @@ pub(super) fn reset(tx: &mut Tx<'_, '_>, reset: &Reset) -> Outcome<()> {
         let Some(child_head) = Head::by_key(tx, child_key)? else { continue };
         if child_head.parent().is_some_and(|parent| parent.id == reset.flow && !parent.detached) {
             // The end of the flow's own child is told to it, and withdrawn below.
-            outside::cancel(tx, child, Reset::REASON)?;
+            outside::cancel(tx, child, Reset::REASON, outside::Ending::AtOnce)?;
             upkeep::forget(tx, child_key)?;
             tx.hints.flows.push(child.clone());
         }
@@ -175,7 +187,7 @@ pub(super) fn reset(tx: &mut Tx<'_, '_>, reset: &Reset) -> Outcome<()> {
         now.saturating_add(Timestamp::from_micros(deadline_us).since(Timestamp::from_micros(start_us))).as_micros()
     });
     let sql = "UPDATE flows SET state = ?2, due_us = ?3, owner = NULL, epoch = epoch + 1, commit_number = 0, \
-        commit_answer = 0, records = ?4, deliveries = 0, messages = max(messages, ?5), emitted = 0, finished_us = NULL, \
+        commit_answer = 0, records = ?4, deliveries = 0, messages = max(messages, ?5), emitted = 0, cleanup = min(cleanup, 1), finished_us = NULL, \
         reason = NULL, stalled_by = NULL, again = NULL, wake_us = NULL, wake_channels = NULL, deadline_us = ?6 \
         WHERE key = ?1";
     let values = params![key, FlowState::Scheduled.code(), now.as_micros(), records, last, deadline_us];

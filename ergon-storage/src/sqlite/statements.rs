@@ -32,7 +32,7 @@ macro_rules! flow_columns {
     () => {
         "key, id, lane, state, due_us, epoch, records, deliveries, messages, deadline_us, parent_id, parent_path, \
          detached, created_us, start_us, started_us, finished_us, worker, reason, wake_us, wake_channels, \
-         run, labels, emitted"
+         run, labels, emitted, cleanup"
     };
 }
 
@@ -117,9 +117,12 @@ statements! {
 
     // Heartbeat and release.
     renew: "UPDATE flows SET due_us = ?4, owner = ?5 WHERE key = ?1 AND id = ?2 AND epoch = ?3 AND state = 2";
-    state_of_lease: "SELECT state FROM flows WHERE key = ?1 AND id = ?2 AND epoch = ?3";
+    state_of_lease: "SELECT iif(cleanup = 2 AND state = 1, 6, state) FROM flows WHERE key = ?1 AND id = ?2 AND epoch = ?3";
     release: "UPDATE flows SET state = 1, due_us = ?4, owner = NULL, deliveries = max(deliveries - 1, 0) \
         WHERE key = ?1 AND id = ?2 AND epoch = ?3 AND state = 2";
+
+    let_go: "UPDATE flows SET due_us = min(due_us, ?4), owner = NULL \
+        WHERE key = ?1 AND id = ?2 AND epoch = ?3 AND state = 1 AND cleanup = 2";
 
     // Commit.
     step: "UPDATE flows SET commit_number = ?4, commit_answer = 0, records = ?6, deliveries = 0 \
@@ -130,7 +133,7 @@ statements! {
         WHERE key = ?1 AND id = ?2 AND epoch = ?3 AND state = 2 AND commit_number = ?4 - 1 AND records = ?5 \
         AND messages = 0 AND (parent_id IS NULL OR detached = 1)";
     head: "SELECT id, epoch, state, commit_number, commit_answer, records, deliveries, messages, deadline_us, \
-        parent_id, parent_path, detached, run_key FROM flows WHERE key = ?1";
+        parent_id, parent_path, detached, run_key, cleanup FROM flows WHERE key = ?1";
     insert_record: "INSERT INTO records (k, at_us, path, kind, phase, name, args_hash, attempt, started_us, due_us, \
         reference, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
     amend_record: "UPDATE records SET at_us = ?2, payload = ?3 WHERE k = ?1";
@@ -140,6 +143,10 @@ statements! {
     end: "UPDATE flows SET state = ?2, due_us = NULL, owner = NULL, commit_number = ?3, commit_answer = 0, records = ?4, \
         deliveries = ?5, finished_us = ?6, reason = ?7, stalled_by = NULL, wake_us = NULL, wake_channels = NULL \
         WHERE key = ?1";
+    clean_up: "UPDATE flows SET state = 1, due_us = iif(state = 2, due_us, ?2), commit_number = 0, commit_answer = 0, \
+        records = ?3, deliveries = 0, reason = NULL, stalled_by = NULL, wake_us = NULL, wake_channels = NULL, cleanup = 2 \
+        WHERE key = ?1";
+    cleanup: "UPDATE flows SET cleanup = max(cleanup, ?2) WHERE key = ?1";
     stall_by_build: "UPDATE flows SET state = 7, due_us = NULL, owner = NULL, commit_number = ?2, commit_answer = 0, \
         records = ?3, deliveries = ?4, reason = ?5, stalled_by = ?6 WHERE key = ?1";
 

@@ -31,7 +31,7 @@ use crate::StorageError;
 #[non_exhaustive]
 pub enum Cut {
     /// Nowhere: all that is recorded is kept, but for the calls that a failed flow would
-    /// [make again](crate::FlowHandle::retry).
+    /// [make again](crate::FlowHandle::retry), and for what a flow has recorded since it was cancelled.
     #[default]
     End,
     /// At its beginning: nothing is kept but the value.
@@ -61,7 +61,7 @@ impl Cut {
 
     /// Which record is the first that is not kept.
     fn first_gone(&self, records: &[Record]) -> Option<usize> {
-        let is_call = |record: &Record| !matches!(record.kind, CallKind::Patch | CallKind::Fork);
+        let is_call = |record: &Record| !matches!(record.kind, CallKind::Patch | CallKind::Fork | CallKind::Cancel);
         records.iter().position(|record| match self {
             Self::End => false,
             Self::Start => true,
@@ -108,7 +108,9 @@ pub(super) struct Pieces {
 impl Pieces {
     pub(super) fn of(snapshot: &Snapshot, cut: &Cut) -> Result<Self, StorageError> {
         let Snapshot { flow, extras, records, messages, .. } = snapshot;
-        let whole = matches!(cut, Cut::End | Cut::Start).then_some(records.len());
+        // What came of a cancellation is never taken over: it is taken back with it.
+        let cancelled = records.iter().position(|record| record.kind == CallKind::Cancel);
+        let whole = matches!(cut, Cut::End | Cut::Start).then_some(cancelled.unwrap_or(records.len()));
         let Some(first_gone) = cut.first_gone(records).or(whole) else {
             let message = match cut {
                 Cut::First(name) => format!("its history has no call of {name:?}"),
@@ -117,6 +119,13 @@ impl Pieces {
             let message = format!("{message}; `history` and `describe` show the calls that it has");
             return Err(StorageError::new(ErrorKind::NotFound, message).with_flow(&flow.info.id));
         };
+        if cancelled.is_some_and(|cancelled| cancelled < first_gone) {
+            let message = format!(
+                "its history cannot be cut {cut}, which is a part of the clean-up after its cancellation; cut it before a \
+                 call that it made before, or at the end, which is where it was cancelled"
+            );
+            return Err(StorageError::new(ErrorKind::Invalid, message).with_flow(&flow.info.id));
+        }
         let (kept, gone) = records.split_at(first_gone);
         let ended: HashSet<&CallPath> =
             kept.iter().filter(|record| record.phase.is_outcome()).map(|record| &record.path).collect();
@@ -145,7 +154,7 @@ impl Pieces {
         Ok(Self {
             keep: u32::try_from(kept.len()).unwrap_or(u32::MAX),
             again: again.into_iter().collect(),
-            call: gone.first().map(|record| record.path.clone()),
+            call: gone.iter().find(|record| record.kind != CallKind::Cancel).map(|record| record.path.clone()),
             given_back: given_back.into_values().collect(),
             children: children.into_iter().collect(),
             is_inherited: gone.iter().any(|record| record.kind == CallKind::Fork),

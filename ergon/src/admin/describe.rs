@@ -185,7 +185,10 @@ fn waits(history: &History) -> Vec<Wait> {
     if matches!(info.state, FlowState::Running | FlowState::Suspended) {
         let mut open: BTreeMap<&CallPath, &Record> = BTreeMap::new();
         for record in &history.records {
-            if record.phase.is_outcome() {
+            if record.kind == CallKind::Cancel {
+                // What it was about then has ended with that.
+                open.clear();
+            } else if record.phase.is_outcome() {
                 open.remove(&record.path);
             } else {
                 open.insert(&record.path, record);
@@ -200,7 +203,7 @@ fn waits(history: &History) -> Vec<Wait> {
         }
     }
     if !info.state.is_final() && info.state != FlowState::Stalled {
-        waits.extend(info.deadline_at.map(Wait::TimeLimit));
+        waits.extend(info.deadline_at.filter(|_| !info.is_cleaning_up()).map(Wait::TimeLimit));
     }
     waits
 }
@@ -266,7 +269,8 @@ impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let info = self.info();
         let FlowInfo { id, flow_type, version, state, queue, .. } = info;
-        writeln!(f, "{flow_type} {id:?} (version {version}): {state}")?;
+        let cancelling = if info.is_cleaning_up() { ", cancelling" } else { "" };
+        writeln!(f, "{flow_type} {id:?} (version {version}): {state}{cancelling}")?;
         let ago = |at: Timestamp| brief(self.at.since(at));
         write!(
             f,
@@ -331,7 +335,8 @@ impl FlowTree {
         let detached = self.flow.parent.as_ref().is_some_and(|parent| parent.detached);
         let detached = if detached { " (on its own)" } else { "" };
         let reason = reason.as_ref().map(|reason| format!(": {}", excerpt(reason.as_bytes()))).unwrap_or_default();
-        writeln!(f, "{:width$}{flow_type} {id:?} {state}{detached}{reason}", "", width = 2 * depth)?;
+        let cancelling = if self.flow.is_cleaning_up() { ", cancelling" } else { "" };
+        writeln!(f, "{:width$}{flow_type} {id:?} {state}{cancelling}{detached}{reason}", "", width = 2 * depth)?;
         self.children.iter().try_for_each(|child| child.write(f, depth + 1))
     }
 }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt, io, sync::Arc};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use ergon_storage::{
-    CallKind, CallPath, Channel, ChildOutcome, ErrorKind, ExecutionLog, Extras, Feed, Filter, FlowId, FlowInfo,
-    FlowRecord, FlowState, Imported, Item, Labels, Message, Parent, Phase, Record, Snapshot, Timestamp, Wake,
+    CallKind, CallPath, Channel, ChildOutcome, Cleanup, ErrorKind, ExecutionLog, Extras, Feed, Filter, FlowId,
+    FlowInfo, FlowRecord, FlowState, Imported, Item, Labels, Message, Parent, Phase, Record, Snapshot, Timestamp, Wake,
 };
 use futures::{Stream, TryStreamExt};
 use serde::{Deserialize, Serialize};
@@ -62,6 +62,8 @@ struct Line {
     epoch: u64,
     deliveries: u32,
     emitted: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cleanup: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     worker: Option<String>,
     #[serde(default, skip_serializing_if = "Payload::is_empty")]
@@ -187,8 +189,17 @@ impl From<&Bytes> for Payload {
     }
 }
 
-const KINDS: [CallKind; 6] =
-    [CallKind::Step, CallKind::Timer, CallKind::Signal, CallKind::Child, CallKind::Patch, CallKind::Fork];
+const KINDS: [CallKind; 7] = [
+    CallKind::Step,
+    CallKind::Timer,
+    CallKind::Signal,
+    CallKind::Child,
+    CallKind::Patch,
+    CallKind::Fork,
+    CallKind::Cancel,
+];
+const CLEANUPS: [(Cleanup, &str); 3] =
+    [(Cleanup::None, "none"), (Cleanup::Needed, "needed"), (Cleanup::Underway, "underway")];
 const PHASES: [(Phase, &str); 4] = [
     (Phase::Pending, "pending"),
     (Phase::Attempt, "attempt"),
@@ -276,6 +287,7 @@ impl Line {
             epoch: info.epoch,
             deliveries: info.deliveries,
             emitted: info.emitted,
+            cleanup: (info.cleanup != Cleanup::None).then(|| word(&CLEANUPS, &info.cleanup)),
             worker: info.worker.as_deref().map(str::to_owned),
             input: Payload::from(&flow.input),
             accepted: extras.accepted.as_ref().map(Payload::from),
@@ -372,6 +384,7 @@ impl Line {
             deliveries: self.deliveries,
             records: u32::try_from(records.len()).unwrap_or(u32::MAX),
             emitted: self.emitted,
+            cleanup: self.cleanup.map_or(Ok(Cleanup::None), |word| value(&CLEANUPS, "cleanup", &word))?,
             worker: self.worker.map(Arc::from),
         };
         let flow = FlowRecord { info, input: self.input.bytes()?, result: self.result.bytes()? };

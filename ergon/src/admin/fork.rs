@@ -9,8 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use ergon_storage::{
-    CallKind, CallPath, Channel, ErrorKind, ExecutionLog, Extras, Feed, FlowId, FlowRecord, FlowState, Imported, Item,
-    Phase, Record, Reset, Snapshot, Timestamp, Wake,
+    CallKind, CallPath, Channel, Cleanup, ErrorKind, ExecutionLog, Extras, Feed, FlowId, FlowRecord, FlowState,
+    Imported, Item, Phase, Record, Reset, Snapshot, Timestamp, Wake,
 };
 use futures::future::BoxFuture;
 use uuid::Uuid;
@@ -178,6 +178,7 @@ impl Fork {
         info.run = 1;
         info.deliveries = 0;
         info.records = u32::try_from(records.len()).unwrap_or(u32::MAX);
+        info.cleanup = info.cleanup.min(Cleanup::Needed);
         info.emitted = if is_whole { info.emitted } else { 0 };
 
         let mut extras = Extras { received: of.extras.received, ..Extras::default() };
@@ -261,10 +262,20 @@ pub(super) async fn reset(log: &dyn ExecutionLog, flow: &FlowId, cut: &Cut) -> R
         reset.keep = pieces.keep;
         reset.again = pieces.again;
         reset.messages = pieces.given_back;
-        reset.children = pieces.children;
+        reset.children.clone_from(&pieces.children);
+        let children = pieces.children;
         match log.reset(reset).await {
             // It has gone on.
-            Err(error) if error.kind() == ErrorKind::Conflict && tries < TRIES_MAX => tries += 1,
+            Err(error) if error.kind() == ErrorKind::Conflict && tries < TRIES_MAX => {
+                tries += 1;
+                // Not so where a child has something to clean up.
+                for child in &children {
+                    let child = log.flow(child).await?.map(|child| child.info);
+                    if child.is_some_and(|info| info.cleanup != Cleanup::None && !info.state.is_final()) {
+                        return Err(error);
+                    }
+                }
+            }
             done => return done,
         }
     }

@@ -20,7 +20,7 @@ pub use self::{
 #[doc(no_inline)]
 pub use ergon_storage::{CallPath, InvalidPath};
 
-use ergon_storage::{Count, Cursor, ExecutionLog, Filter, FlowId, FlowInfo, FlowPage};
+use ergon_storage::{Cancelled, Count, Cursor, ExecutionLog, Filter, FlowId, FlowInfo, FlowPage};
 use futures::{Stream, TryStreamExt, stream};
 
 use self::{bulk::Action, export::Live};
@@ -263,21 +263,56 @@ impl Admin {
     /// - A parent that waits hears of the new end, and not of the former one, if it has not taken that one in.
     /// - What was told in streams stays, and what the flow's own code tells it tells again, under new numbers and a greater
     ///   [epoch](ergon_storage::Item::epoch).
+    /// - A cancellation is taken back, with what was done in the clean-up: to be cut before a call of the clean-up is
+    ///   refused.
     /// - The time limit begins anew.
     ///
     /// # Errors
     ///
     /// [`NotFound`](ergon_storage::ErrorKind::NotFound) when there is no such flow, or no such call in the history of its
     /// present run; [`Invalid`](ergon_storage::ErrorKind::Invalid) when the call is of the history that a
-    /// [fork](Self::fork) has taken over; [`Conflict`](ergon_storage::ErrorKind::Conflict) and
-    /// [`Unavailable`](ergon_storage::ErrorKind::Unavailable) when the flow goes on faster than it can be read, or the log
-    /// cannot answer.
+    /// [fork](Self::fork) has taken over; or of its clean-up; [`Conflict`](ergon_storage::ErrorKind::Conflict) when
+    /// a child that would be forgotten has something to clean up: cancel it, and wait for its end;
+    /// `Conflict` and [`Unavailable`](ergon_storage::ErrorKind::Unavailable) when the flow goes on faster than it can be read,
+    /// or the log cannot answer.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves open whether the flow is reset.
     pub async fn reset(&self, flow: &FlowId, cut: impl Into<Cut>) -> Result<(), StorageError> {
         fork::reset(&*self.log, flow, &cut.into()).await
+    }
+
+    /// Cancels a flow at once, without its clean-up: the compensations of its sagas and its
+    /// [`on_cancel`](crate::on_cancel()) do not run, or go on. For one whose clean-up cannot end, because a step in it fails again
+    /// and again, say; what is left to be undone is left to you. A worker that runs it is told that it has lost it. Its children
+    /// are cancelled as by [`FlowHandle::cancel`](crate::FlowHandle::cancel), with their clean-up.
+    ///
+    /// ```
+    /// # use ergon::{Admin, prelude::*, saga};
+    /// # #[flow]
+    /// # async fn order(id: u32) -> ergon::Result<u32> { Ok(saga(async |_| charge(id).await).await?) }
+    /// # #[step]
+    /// # async fn charge(id: u32) -> ergon::Result<u32> { Ok(id) }
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    /// # let log = InMemoryExecutionLog::new();
+    /// let order = Scheduler::new(log.clone()).schedule(order(7)).id("order-7").await?;
+    /// Admin::new(log).abandon(order.id(), "the bank is gone").await?;
+    /// assert_eq!(order.result().await.unwrap_err().to_string(), "the flow was cancelled: the bank is gone");
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](ergon_storage::ErrorKind::NotFound) when there is no such flow;
+    /// [`TooLarge`](ergon_storage::ErrorKind::TooLarge) for a reason of more than 4 KiB.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves open whether the flow has ended.
+    pub async fn abandon(&self, flow: &FlowId, reason: &str) -> Result<Cancelled, StorageError> {
+        self.log.abandon(flow, reason).await
     }
 
     /// All flows that pass the filter, each as one line of JSON with its line break, in the order in which they were

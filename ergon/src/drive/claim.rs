@@ -2,7 +2,7 @@
 
 use std::{mem, sync::Arc};
 
-use ergon_storage::{Channel, ClaimedFlow, ErrorKind, ExecutionLog, NewFlow};
+use ergon_storage::{Channel, ClaimedFlow, Cleanup, ErrorKind, ExecutionLog, FlowInfo, NewFlow, Timestamp};
 
 use super::mail::heard_of_children;
 use crate::{
@@ -43,12 +43,18 @@ pub(crate) fn is_complete(ClaimedFlow { info, history, messages, .. }: &ClaimedF
     history.len() >= info.records as usize && messages.len() < MESSAGES_MAX
 }
 
+/// When the time of a claimed flow is up; what it cleans up has none.
+pub(crate) fn deadline_of(info: &FlowInfo) -> Option<Timestamp> {
+    info.deadline_at.filter(|_| info.cleanup != Cleanup::Underway)
+}
+
 /// Makes the machine of a claimed flow whose history is complete, of which it takes the history and the messages.
 pub(crate) fn load(env: &Arc<Env>, def: &FlowDef, claimed: &mut ClaimedFlow) -> Machine {
     let ClaimedFlow { info, input, history, messages, .. } = claimed;
     let began_at = info.started_at.unwrap_or(info.created_at);
     let mut journal = Box::new(Journal::new(mem::take(history), began_at));
     journal.has_emitted(info.emitted);
+    journal.knows_cleanup(info.cleanup);
     journal.receive(mem::take(messages));
     let mut identity = Identity::of(info);
     // Nobody claims from the queue of executors: the children of their flows go to workers.

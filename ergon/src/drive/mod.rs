@@ -13,14 +13,14 @@ use std::{
 };
 
 use ergon_storage::{
-    CallPath, Channel, Commit, CommitNow, Committed, ErrorKind, ExecutionLog, FlowId, FlowState, Labels, Lease,
-    Message, Next, Timestamp, Topic, Wake,
+    CallKind, CallPath, Channel, Cleanup, Commit, CommitNow, Committed, ErrorKind, ExecutionLog, FlowId, FlowState,
+    Labels, Lease, Message, Next, Record, Timestamp, Topic, Wake,
 };
 use futures::future::{BoxFuture, select};
 
 use self::mail::{Look, heard_of_children, look};
 pub(crate) use self::{
-    claim::{MESSAGES_MAX, complete, is_complete, load},
+    claim::{MESSAGES_MAX, complete, deadline_of, is_complete, load},
     control::Control,
 };
 use crate::{
@@ -466,7 +466,7 @@ impl Drive {
     fn commit(&mut self, batch: Batch, next: Next, end: Option<FlowState>) {
         debug_assert!(self.flight.is_none(), "one commit at a time");
         self.commits += 1;
-        let Batch { records, beats, consumed, children, starts, items, emitted } = batch;
+        let Batch { records, beats, consumed, children, starts, items, emitted, cleanup } = batch;
         let suspends = matches!(next, Next::Suspend(_));
         let is_stalled = matches!(next, Next::Stall { .. });
         let labels = self.flow.labels.unwritten().filter(|_| !is_stalled && !self.flow.journal().is_behind());
@@ -480,6 +480,7 @@ impl Drive {
             labels: labels.clone(),
             items,
             emitted,
+            cleanup,
             next,
         };
         let heard = self.machine.as_ref().filter(|_| !starts.is_empty());
@@ -538,6 +539,10 @@ impl Drive {
             let grace = clock.sleep_until(clock.now().saturating_add(self.options.cancel_grace));
             select(grace, pin!(self.wind_down())).await;
         }
+        if self.control.order() != Control::DROP && self.flow.journal().is_flagged() {
+            // It has let go of the bodies by now, and the clean-up need not wait for the end of the lease.
+            return self.release().await;
+        }
         Driven::Lost
     }
 
@@ -547,10 +552,17 @@ impl Drive {
         let flow = Arc::clone(machine.flow());
         let record = persist(|| log.flow(&flow.id), &flow.id).await.ok().flatten();
         let same = record.filter(|record| record.info.created_at == flow.created_at);
-        let Some(info) = same.map(|record| record.info).filter(|info| info.state == FlowState::Cancelled) else {
-            return;
+        let reason = match same.map(|record| record.info) {
+            Some(info) if info.state == FlowState::Cancelled => info.reason.unwrap_or_default(),
+            Some(info) if info.is_cleaning_up() => {
+                let history = persist(|| log.history(&flow.id, info.records.saturating_sub(1), 1), &flow.id).await;
+                let history = history.unwrap_or_default();
+                let record = history.iter().find(|record| record.kind == CallKind::Cancel);
+                record.map(|record| String::from_utf8_lossy(&record.payload).into()).unwrap_or_default()
+            }
+            _ => return,
         };
-        flow.cancel(info.reason.unwrap_or_default());
+        flow.cancel(reason);
         while flow.is_watched() && control.order() != Control::DROP {
             // Nothing is written any more, so nothing is released and nothing begins.
             if let Progress::Ended(_) | Progress::Stalled(_) = machine.advance(Effects::Replayed, flow.env.clock.now())
@@ -654,11 +666,13 @@ impl Drive {
                 batch.emitted = emitted.or(batch.emitted);
                 (Next::Fail { error, reason: reason.into(), again }, FlowState::Failed)
             }
+            FlowEnd::Cancelled { reason } => (Next::Cancel { reason }, FlowState::Cancelled),
             FlowEnd::Continued { input } => {
                 // The history goes, and with it what tells that messages were taken which are in the mailbox still.
                 batch.consumed.extend(taken);
                 batch.records.clear();
                 batch.beats.clear();
+                batch.cleanup = Cleanup::None;
                 (Next::Continue { input }, FlowState::Scheduled)
             }
         };
@@ -695,12 +709,25 @@ impl Drive {
                 _ => {}
             }
         }
+        let cleans_up = self.flow.journal().has_scopes();
         let mut last = self.take_last();
+        let mut seq = self.flow.journal().seq();
         if is_behind {
             // What the code would have begun next.
+            seq -= u32::try_from(last.batch.records.len()).unwrap_or(0);
             last.batch = Batch::default();
         }
-        let error = Error::of(crate::error::ErrorKind::Timeout, "the flow exceeded its time limit").into_permanent();
+        if cleans_up && seq < Record::SEQ_MAX {
+            let Batch { records, cleanup, .. } = &mut last.batch;
+            records.push(Record::cancel(seq + 1, now, Record::TIME_IS_UP, TIME_IS_UP));
+            *cleanup = Cleanup::Underway;
+            // Whoever claims it next comes to this record, and cleans up.
+            return match self.last(last.batch, Next::Run, FlowState::Scheduled).await {
+                Driven::Continued => self.release().await,
+                driven => driven,
+            };
+        }
+        let error = Error::of(crate::error::ErrorKind::Timeout, TIME_IS_UP).into_permanent();
         self.finish(last, FlowEnd::fault(&error)).await
     }
 
@@ -744,6 +771,8 @@ impl Drive {
     }
 }
 
+/// What a flow says that has exceeded its time limit.
+const TIME_IS_UP: &str = "the flow exceeded its time limit";
 /// How many commits in a row may be answered without any wait before others have a turn.
 const TURN_MAX: u32 = 64;
 

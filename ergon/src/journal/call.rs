@@ -3,7 +3,7 @@
 use std::{fmt, panic::Location, sync::Arc, task::Waker, time::Duration};
 
 use bytes::Bytes;
-use ergon_storage::{Beat, CallKind, CallPath, Message, NewFlow, NewItem, Phase, Record, Timestamp};
+use ergon_storage::{Beat, CallKind, CallPath, Cleanup, Message, NewFlow, NewItem, Phase, Record, Timestamp};
 
 use super::beat::Pulse;
 
@@ -105,6 +105,8 @@ pub(crate) struct Batch {
     pub(crate) items: Vec<NewItem>,
     /// How many items the flow's own code has emitted, if some of these are its.
     pub(crate) emitted: Option<u32>,
+    /// What the flow has to clean up from now on.
+    pub(crate) cleanup: Cleanup,
 }
 
 impl Batch {
@@ -114,6 +116,7 @@ impl Batch {
             && self.consumed.is_empty()
             && self.children.is_empty()
             && self.items.is_empty()
+            && self.cleanup == Cleanup::None
     }
 }
 
@@ -146,6 +149,8 @@ pub(super) struct Call {
     pub(super) path: Option<CallPath>,
     pub(super) state: State,
     pub(super) polled: bool,
+    /// What a cancellation of the flow makes of it.
+    pub(super) when_cancelled: WhenCancelled,
     /// Its future is gone, but it takes effect all the same: a child that was started.
     pub(super) orphan: bool,
     /// Its body runs, but waits for nothing other than calls of its own.
@@ -167,6 +172,14 @@ pub(super) struct Call {
     /// For a child its flow id; for a signal that came the number of its message; for a step called by a step its number
     /// among equal calls, unless it is the first; [`UNCERTAIN`] for a failure of which the body did not tell.
     pub(super) reference: Option<Arc<str>>,
+}
+
+/// What a cancellation of its flow makes of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WhenCancelled {
+    Ends,
+    /// It belongs to a clean-up.
+    GoesOn,
 }
 
 /// What refers to a failure of a step that runs at most once when it is uncertain what the body has done: such a call is
@@ -217,6 +230,8 @@ pub(super) enum State {
     Recorded { seq: u32, at: Timestamp, outcome: Outcome },
     /// The outcome may be taken. A signal taken from the mailbox in this pass is kept until then.
     Released { outcome: Outcome, message: Option<Box<Message>> },
+    /// The flow was cancelled: no outcome comes, whoever holds the future.
+    Over,
 }
 
 impl fmt::Display for CallKey {

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use ergon_storage::{CallKind, CallPath, Phase, Record, Timestamp};
 
-use super::CallKey;
+use super::{CallKey, cleanup::Cancel};
 
 /// What the history holds of one call.
 #[derive(Debug)]
@@ -132,6 +132,8 @@ pub(super) struct Loaded {
     pub(super) void: HashSet<CallPath>,
     /// The number of the last record that says that those before it are another flow's; 0 when none does.
     pub(super) inherited: u32,
+    /// That the flow was cancelled, or that its time is up.
+    pub(super) cancel: Option<Box<Cancel>>,
 }
 
 pub(super) fn load(history: Vec<Record>) -> Loaded {
@@ -145,6 +147,7 @@ pub(super) fn load(history: Vec<Record>) -> Loaded {
     // The numbers of the messages that were handed to waits inside steps.
     let mut handed_below = Vec::new();
     let mut inherited = 0;
+    let mut cancel = None;
     for record in history {
         if record.kind == CallKind::Patch {
             patches.push(record.name);
@@ -152,6 +155,10 @@ pub(super) fn load(history: Vec<Record>) -> Loaded {
         }
         if record.kind == CallKind::Fork {
             inherited = record.seq;
+            continue;
+        }
+        if record.kind == CallKind::Cancel {
+            cancel = Some(Box::new(Cancel::new(&record)));
             continue;
         }
         if let Some(seq) = message(record.kind, record.phase, record.reference.as_deref()) {
@@ -190,7 +197,7 @@ pub(super) fn load(history: Vec<Record>) -> Loaded {
         let top = enclosing.positions()[0];
         !ended.contains(enclosing) && root.get(&top).is_none_or(|call| call.outcome.is_none())
     });
-    Loaded { root, outcomes, nested, below, patches, handed, let_go, void, inherited }
+    Loaded { root, outcomes, nested, below, patches, handed, let_go, void, inherited, cancel }
 }
 
 /// The places that the calls of a step's body with a record have.

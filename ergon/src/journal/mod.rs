@@ -16,6 +16,7 @@
 
 mod beat;
 mod call;
+mod cleanup;
 mod history;
 mod release;
 mod scope;
@@ -37,8 +38,10 @@ pub use self::beat::HEARTBEAT_INTERVAL;
 pub(crate) use self::call::{
     Batch, CallId, CallKey, CallPoll, Divergence, Due, Outcome, Place, Refusal, Repeat, Spec, TimeUp,
 };
+pub(crate) use self::cleanup::{CleaningUp, CleanupCause, Opened, ScopeId};
 use self::{
-    call::{Call, State, TimeLimit, UNCERTAIN},
+    call::{Call, State, TimeLimit, UNCERTAIN, WhenCancelled},
+    cleanup::{Cancel, OpenScope},
     scope::Scope,
 };
 use crate::numbers::NumberMap;
@@ -127,6 +130,15 @@ pub(crate) struct Journal {
     /// How many there were when the code learnt of the first of its `failures`: a retry makes those calls again, and what
     /// was emitted after it may be another then.
     emitted_until_failure: u32,
+    /// That the flow was cancelled, or that its time is up.
+    cancel: Option<Box<Cancel>>,
+    /// The scopes of the code that have something to clean up.
+    scopes: BTreeMap<ScopeId, OpenScope>,
+    scopes_opened: u64,
+    /// The log knows, or is about to, that there is something to clean up.
+    is_flagged: bool,
+    /// The code that is polled cleans up.
+    is_inside: bool,
 }
 
 impl Journal {
@@ -183,6 +195,11 @@ impl Journal {
             emitted: 0,
             emitted_before: 0,
             emitted_until_failure: 0,
+            cancel: loaded.cancel,
+            scopes: BTreeMap::new(),
+            scopes_opened: 0,
+            is_flagged: false,
+            is_inside: false,
         }
     }
 
@@ -206,6 +223,12 @@ impl Journal {
             Spec::Child { flow, .. } => Some(Arc::from(flow.id.as_str())),
             _ => None,
         };
+        let when_cancelled = match place {
+            Place::Flow if self.is_inside => WhenCancelled::GoesOn,
+            Place::Flow => WhenCancelled::Ends,
+            Place::Step(owner) => self.calls.get(owner.0).map_or(WhenCancelled::Ends, |owner| owner.when_cancelled),
+        };
+        let is_over = when_cancelled == WhenCancelled::Ends && self.is_cleaning_up();
         let id = CallId(self.calls.insert(Call {
             place,
             key,
@@ -213,7 +236,8 @@ impl Journal {
             location,
             made: self.made,
             path: None,
-            state: State::Made,
+            state: if is_over { State::Over } else { State::Made },
+            when_cancelled,
             polled: false,
             orphan: false,
             quiet: false,
@@ -228,6 +252,7 @@ impl Journal {
             reference,
         }));
         match place {
+            _ if is_over => {}
             Place::Flow => {
                 self.beginnings += 1;
                 self.root.group.push(id);
@@ -280,7 +305,7 @@ impl Journal {
             };
             return CallPoll::Run { attempt: call.attempts + 1, time_is_up };
         }
-        if !call.polled {
+        if !call.polled && !matches!(call.state, State::Over) {
             call.polled = true;
             self.beginnings += u64::from(call.place == Place::Flow);
             self.watch_for(id);
@@ -297,6 +322,10 @@ impl Journal {
         match (&call.state, &call.spec) {
             (State::Made | State::Unrecorded, Spec::Child { .. }) => {
                 call.orphan = true;
+                return;
+            }
+            (State::Over, _) => {
+                self.calls.remove(id.0);
                 return;
             }
             // A call counts from the moment it is made, even when nothing ever comes of it.
@@ -341,7 +370,8 @@ impl Journal {
             | State::Idle
             | State::Backoff(_)
             | State::Waiting { .. }
-            | State::Released { .. } => {}
+            | State::Released { .. }
+            | State::Over => {}
         }
     }
 
@@ -643,13 +673,16 @@ impl Journal {
 
     /// True while recorded outcomes of the flow's scope wait for their release.
     pub(crate) fn is_replaying(&self) -> bool {
-        !self.replay.is_empty()
+        !self.replay.is_empty() || self.awaits_cancel()
     }
 
     /// How the code and the history differ, judged when the flow can go no further: everything that left a
     /// record must have been called by now.
     pub(crate) fn missing_call(&self) -> Option<Divergence> {
         let recorded = self.root.recorded.first_key_value()?.1;
+        if self.is_behind_cancel(recorded.seq) {
+            return None;
+        }
         Some(Divergence { path: recorded.path.clone(), recorded: Some(recorded.key.clone()), called: None })
     }
 

@@ -16,6 +16,9 @@ impl Journal {
     /// Releases the next outcome of the history. `None` when the code has been given them all; false when it has not
     /// made the call yet that the next one is for.
     pub(crate) fn release_recorded(&mut self) -> Option<bool> {
+        if self.has_come_to_cancel() {
+            return Some(false);
+        }
         while let Some(&(_, position)) = self.replay.front() {
             match self.matched.get(&position) {
                 None => return Some(false),

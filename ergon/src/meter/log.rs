@@ -92,6 +92,17 @@ impl Metered {
         }
     }
 
+    /// A cancellation was answered.
+    async fn cancelled(&self, flow: &FlowId, answer: Cancelled) {
+        // Whoever cancels a flow knows its id alone. One that cleans up first is counted when it ends.
+        if answer == Cancelled::Now
+            && let Ok(Some(record)) = self.log.flow(flow).await
+            && record.info.state.is_final()
+        {
+            ended(&record.info.flow_type, FlowState::Cancelled);
+        }
+    }
+
     /// A commit was answered.
     fn committed(&self, children: &[Arc<str>], answer: &Result<Committed>) {
         if answer.is_ok() && !children.is_empty() {
@@ -238,12 +249,13 @@ impl ExecutionLog for Metered {
 
     async fn cancel(&self, flow: &FlowId, reason: &str) -> Result<Cancelled> {
         let answer = self.timed(Operation::Cancel, self.log.cancel(flow, reason)).await?;
-        // Whoever cancels a flow knows its id alone.
-        if answer == Cancelled::Now
-            && let Ok(Some(record)) = self.log.flow(flow).await
-        {
-            ended(&record.info.flow_type, FlowState::Cancelled);
-        }
+        self.cancelled(flow, answer).await;
+        Ok(answer)
+    }
+
+    async fn abandon(&self, flow: &FlowId, reason: &str) -> Result<Cancelled> {
+        let answer = self.timed(Operation::Cancel, self.log.abandon(flow, reason)).await?;
+        self.cancelled(flow, answer).await;
         Ok(answer)
     }
 

@@ -287,6 +287,10 @@ impl ExecutionLog for CrashingLog {
         self.inner.log.cancel(flow, reason).await
     }
 
+    async fn abandon(&self, flow: &FlowId, reason: &str) -> Result<Cancelled> {
+        self.inner.log.abandon(flow, reason).await
+    }
+
     async fn retry(&self, flow: &FlowId) -> Result<Retried> {
         self.inner.log.retry(flow).await
     }

@@ -43,7 +43,8 @@ impl Setup {
             layers: Layers::default(),
             presence: crate::session::Presence::default(),
         };
-        let journal = Box::new(Journal::new(records.clone(), info.started_at.unwrap_or(info.created_at)));
+        let mut journal = Box::new(Journal::new(records.clone(), info.started_at.unwrap_or(info.created_at)));
+        journal.knows_cleanup(info.cleanup);
         let flow = FlowContext::new(Identity::of(info), Arc::new(env), journal);
         let def = FlowDef::of::<F>();
         let future = (def.begin)(input, usize::MAX).map_err(|error| mismatch(error.to_string()))?;

@@ -23,7 +23,7 @@ use super::{WorkerOptions, leases::Leases, parking::Parking, retention::Retentio
 use crate::{
     StorageError,
     context::Env,
-    drive::{Control, Drive, Driven, MESSAGES_MAX, complete, is_complete, load},
+    drive::{Control, Drive, Driven, MESSAGES_MAX, complete, deadline_of, is_complete, load},
     flow::FlowDef,
     machine::Machine,
     meter::Origin,
@@ -308,7 +308,7 @@ impl Engine {
         let mut drive = Drive::new(
             Arc::clone(&self.log),
             lease.clone(),
-            info.deadline_at,
+            deadline_of(info),
             self.options.drive.clone(),
             control,
             machine,

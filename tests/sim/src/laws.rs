@@ -6,8 +6,8 @@ use bytes::Bytes;
 use ergon::{
     FlowId, FlowInfo, FlowState, InMemoryExecutionLog, StepRun, Timestamp,
     storage::{
-        CallKind, CallPath, Channel, ChildOutcome, Claimed, Commit, ErrorKind, ExecutionLog, Filter, Lease, LeaseState,
-        Message, Next, Phase, Record, Sent, Topic, Watch,
+        CallKind, CallPath, Channel, ChildOutcome, Claimed, Cleanup, Commit, ErrorKind, ExecutionLog, Filter, Lease,
+        LeaseState, Message, Next, Phase, Record, Sent, Topic, Watch,
     },
 };
 
@@ -140,7 +140,7 @@ impl Laws {
         for id in &touched {
             self.look(log, now, id, write, reply, is_repeat, &mut hints, &mut ended, &mut gained)?;
         }
-        self.parents_hear(ended, gained)?;
+        self.parents_hear(write, ended, gained)?;
         self.children_live(&touched)?;
         if let (Write::Claim(_), Ok(Reply::Claimed(claimed))) = (write, reply) {
             self.next_is_known(claimed)?;
@@ -185,7 +185,12 @@ impl Laws {
                 law!(self.holds(lease), "a commit under {lease:?} was accepted, the flow is {state} in epoch {epoch}");
             }
             (Write::Release(lease), _) => {
-                law!(self.holds(lease), "the release of {lease:?} was accepted, which is not the current lease");
+                let awaits_cleanup = |flow: &Shadow| flow.is_leased_by(lease) && flow.awaits_cleanup();
+                let is_cancelled = self.flows.get(&lease.flow).is_some_and(awaits_cleanup);
+                law!(
+                    self.holds(lease) || is_cancelled,
+                    "the release of {lease:?} was accepted, which is not the current lease"
+                );
             }
             (Write::Heartbeat(leases, _), Reply::Leases(states)) => {
                 for (lease, state) in leases.iter().zip(states) {
@@ -296,10 +301,12 @@ impl Laws {
             let allowed = match after {
                 FlowState::Running => claimed,
                 FlowState::Completed | FlowState::Failed | FlowState::Suspended => own,
+                FlowState::Cancelled if info.cleanup == Cleanup::Underway => own,
                 FlowState::Cancelled => matches!(write, Write::Cancel(..)),
                 FlowState::Scheduled => {
                     own || matches!((before, write), (FlowState::Running, Write::Release(_)))
                         || before == FlowState::Suspended && !matches!(write, Write::Heartbeat(..) | Write::Claim(_))
+                        || matches!(write, Write::Cancel(..)) && info.cleanup == Cleanup::Underway
                 }
                 FlowState::Stalled => false,
             };
@@ -309,6 +316,20 @@ impl Laws {
             law!(is_hinted, "{id} has ended, and nobody was told");
             flow.result = record.result;
             ended.push(id.clone());
+        }
+
+        // What it has to clean up.
+        if info.run == was.run && info.cleanup != was.cleanup {
+            law!(info.cleanup > was.cleanup, "{id} has less to clean up: {:?} after {:?}", info.cleanup, was.cleanup);
+            if info.cleanup == Cleanup::Underway {
+                law!(matches!(write, Write::Cancel(..)), "{id} cleans up, and was not cancelled: {write:?}");
+                let waits = before != FlowState::Running || info.due_at == was.due_at;
+                law!(waits, "{id} cleans up from {:?} on, and may run until {:?}", info.due_at, was.due_at);
+                let history = at_once(log.history(id, was.records, ALL)).map_err(|error| error.to_string())?;
+                let is_told = matches!(&history[..], [record] if record.kind == CallKind::Cancel);
+                law!(is_told, "{id} is cancelled, and its history goes on with {history:?}");
+                flow.records.extend(history);
+            }
         }
 
         // The history.
@@ -376,7 +397,7 @@ impl Laws {
     }
 
     /// Each end of a child reaches the parent that waits for it, once, and no other end does.
-    fn parents_hear(&self, ended: Vec<FlowId>, gained: Vec<(FlowId, Message)>) -> Law {
+    fn parents_hear(&self, write: &Write, ended: Vec<FlowId>, gained: Vec<(FlowId, Message)>) -> Law {
         let mut told: BTreeSet<(FlowId, FlowId)> = BTreeSet::new();
         for (parent, message) in gained {
             if message.channel != Channel::children() || message.child == Some(ChildOutcome::Refused) {
@@ -403,14 +424,19 @@ impl Laws {
                     let parent = flow.info.parent.as_ref();
                     parent.is_some_and(|parent| parent.id == child && !parent.detached)
                 };
-                let left = self.flows.values().find(|flow| is_child(flow) && !flow.info.state.is_final());
+                let is_left =
+                    |flow: &&Shadow| is_child(flow) && !flow.info.state.is_final() && !flow.info.is_cleaning_up();
+                let left = self.flows.values().find(is_left);
                 law!(left.is_none(), "{child} is cancelled, and its child {:?} is not", left.map(|left| &left.info.id));
             }
             let Some(parent) = flow.info.parent.as_ref().filter(|parent| !parent.detached) else { continue };
-            let hears = self.flows.get(&parent.id).is_some_and(|hearer| {
-                hearer.info.run == flow.parent_run
-                    && (!hearer.info.state.is_final() || hearer.info.state == FlowState::Failed)
-            });
+            // What is cancelled with its parent has nobody to tell.
+            let goes_along = matches!(write, Write::Cancel(first, _) if *first != child);
+            let hears = !goes_along
+                && self.flows.get(&parent.id).is_some_and(|hearer| {
+                    hearer.info.run == flow.parent_run
+                        && (!hearer.info.state.is_final() || hearer.info.state == FlowState::Failed)
+                });
             let was_told = told.remove(&(parent.id.clone(), child.clone()));
             law!(hears == was_told, "{} hears of the end of {child}: {was_told}, and should: {hears}", parent.id);
         }
@@ -462,8 +488,9 @@ impl Laws {
         let ahead = self.ahead;
         let flow = self.flows.get_mut(id).ok_or_else(|| format!("{id} runs, and is not there"))?;
         if !flow.is_of(turn) {
-            // Its worker may not have heard yet that it was cancelled; all else it knows.
-            let cancelled = flow.info.state == FlowState::Cancelled;
+            // Its worker may not have heard yet that it was cancelled; all else it knows. The clean-up waits for it.
+            let waits = flow.awaits_cleanup() && flow.info.epoch == *epoch;
+            let cancelled = flow.info.state == FlowState::Cancelled || waits;
             let FlowInfo { state, epoch: now, .. } = &flow.info;
             law!(
                 cancelled,
@@ -536,6 +563,7 @@ impl Laws {
                             self.flows.get(&next).and_then(|flow| flow.info.parent.as_ref()).map(|it| it.id.clone());
                     }
                     law!(wanted, "{id} is cancelled, and nobody wanted that");
+                    undone(id, &history, &program)?;
                 }
                 state => return Err(format!("{id} is {state} in the end")),
             }
@@ -579,6 +607,11 @@ impl Shadow {
     /// True when this is the latest lease.
     fn is_leased_by(&self, lease: &Lease) -> bool {
         self.key == Some(lease.key) && self.info.epoch == lease.epoch
+    }
+
+    /// True when it was cancelled and nobody has claimed it since.
+    fn awaits_cleanup(&self) -> bool {
+        self.info.state == FlowState::Scheduled && self.info.is_cleaning_up()
     }
 
     /// True when this turn is under the current lease.
@@ -700,6 +733,27 @@ impl Shadow {
         self.mailbox = is;
         Ok(gained)
     }
+}
+
+/// What a cancelled flow's sagas have done by then, and nothing else, is undone, once.
+fn undone(id: &FlowId, history: &[Record], program: &Program) -> Law {
+    let cancelled = history.iter().position(|record| record.kind == CallKind::Cancel);
+    let (before, after) = history.split_at(cancelled.unwrap_or(history.len()));
+    let outcomes = |records: &[Record], step: &str| -> Law<Vec<u64>> {
+        let of_step = |record: &&Record| *record.name == *step && record.phase == Phase::Completed;
+        let numbers = records.iter().filter(of_step).map(|record| serde_json::from_slice(&record.payload));
+        numbers.collect::<Result<_, _>>().map_err(|error| error.to_string())
+    };
+    law!(outcomes(before, "undo")?.is_empty(), "{id} undid something before it was cancelled");
+    let undone = outcomes(after, "undo")?;
+    let once: BTreeSet<u64> = undone.iter().copied().collect();
+    law!(once.len() == undone.len(), "{id} undid something twice: {undone:?}");
+    let marks: BTreeSet<u64> = outcomes(before, "mark")?.into_iter().collect();
+    let wanted = program.to_be_undone(&marks);
+    // A branch that was dropped has nothing to be undone.
+    let all = if program.drops_nothing() { once == wanted } else { once.is_subset(&wanted) };
+    law!(all, "{id} had to undo {wanted:?}, and undid {once:?}");
+    Ok(())
 }
 
 /// True when a watch has been told something since it was last asked.

@@ -244,6 +244,10 @@ impl ExecutionLog for Network {
         reply!(self.write(Write::Cancel(flow.clone(), reason.into())).await, Cancelled)
     }
 
+    async fn abandon(&self, _: &FlowId, _: &str) -> Result<Cancelled> {
+        Err(StorageError::new(ErrorKind::Unsupported, "the simulation gives no flow up"))
+    }
+
     async fn retry(&self, flow: &FlowId) -> Result<Retried> {
         reply!(self.write(Write::Retry(flow.clone())).await, Retried)
     }

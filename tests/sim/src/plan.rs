@@ -194,7 +194,7 @@ impl FlowPlan {
             program,
             schedule_at_ms: rng.random_range(0..4) * 500,
             delay_ms: if rng.random_bool(0.2) { rng.random_range(0..4_000) } else { 0 },
-            cancel_at_ms: rng.random_bool(0.12).then(|| rng.random_range(0..until_ms)),
+            cancel_at_ms: rng.random_bool(0.25).then(|| rng.random_range(0..until_ms)),
             messages_at_ms: (0..messages).map(|_| rng.random_range(0..until_ms)).collect(),
         }
     }

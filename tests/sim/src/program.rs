@@ -1,8 +1,8 @@
 //! Random flows of everything that a flow can wait for, and what they may come to.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use ergon::prelude::*;
+use ergon::{prelude::*, saga};
 use futures::{
     StreamExt,
     future::{BoxFuture, join_all, select_all, try_join_all},
@@ -59,6 +59,11 @@ pub(crate) enum Op {
     TryJoin(Vec<Op>),
     Race(Vec<Op>),
     Unordered(Vec<Op>),
+    /// Each followed by a step that is undone if the flow is cancelled before the last of them.
+    Saga {
+        number: u64,
+        ops: Vec<Op>,
+    },
 }
 
 /// How a flow ends when it has done everything.
@@ -161,7 +166,7 @@ impl Generator<'_> {
             (0, true) => 0..36,
             (0, false) => 0..50,
             (_, true) => 14..36 + 22,
-            (_, false) => 0..110,
+            (_, false) => 0..120,
         };
         let choice = self.rng.random_range(choice);
         // In a step: nested steps and combinators, and nothing that only flows may do.
@@ -189,7 +194,8 @@ impl Generator<'_> {
             80..90 => Op::Join(self.ops(2..=4, depth - 1, in_step)),
             90..94 => Op::TryJoin(self.ops(2..=3, depth - 1, in_step)),
             94..104 => Op::Race(self.ops(2..=3, depth - 1, in_step)),
-            _ => Op::Unordered(self.ops(2..=4, depth - 1, in_step)),
+            104..110 => Op::Unordered(self.ops(2..=4, depth - 1, in_step)),
+            _ => Op::Saga { number: self.number(), ops: self.ops(1..=3, depth - 1, false) },
         }
     }
 }
@@ -220,7 +226,11 @@ impl Op {
             (Op::Once { number, .. }, Value::Done(done)) => done == number,
             (Op::Once { .. }, Value::Unknown) => now.deaths,
             (
-                Op::Limited(ops) | Op::Nested(ops) | Op::Join(ops) | Op::Child { ops, fails: false },
+                Op::Limited(ops)
+                | Op::Nested(ops)
+                | Op::Join(ops)
+                | Op::Saga { ops, .. }
+                | Op::Child { ops, fails: false },
                 Value::All(values),
             ) => all(ops, values),
             (Op::Limited(_), Value::TimedOut)
@@ -257,6 +267,7 @@ impl Op {
             | Op::Join(ops)
             | Op::TryJoin(ops)
             | Op::Race(ops)
+            | Op::Saga { ops, .. }
             | Op::Unordered(ops) => Some(ops),
             _ => None,
         }
@@ -271,6 +282,7 @@ impl Op {
             | Op::Join(ops)
             | Op::TryJoin(ops)
             | Op::Race(ops)
+            | Op::Saga { ops, .. }
             | Op::Unordered(ops) => Some(ops),
             _ => None,
         }
@@ -282,7 +294,35 @@ impl Op {
     }
 }
 
+/// What the step that is undone comes to, and the one that undoes it.
+fn mark_of(saga: u64, index: usize) -> u64 {
+    saga * 100 + index as u64
+}
+
 impl Program {
+    /// What must be undone of a flow that is cancelled when these steps have come to these marks: all that sagas have done
+    /// which are not over.
+    pub(crate) fn to_be_undone(&self, marks: &BTreeSet<u64>) -> BTreeSet<u64> {
+        fn gather(ops: &[Op], marks: &BTreeSet<u64>, undone: &mut BTreeSet<u64>) {
+            for op in ops {
+                if let Op::Saga { number, ops } = op
+                    && !marks.contains(&mark_of(*number, ops.len() - 1))
+                {
+                    undone.extend(
+                        (0..ops.len()).map(|index| mark_of(*number, index)).filter(|mark| marks.contains(mark)),
+                    );
+                }
+                // What a child has done is undone by that one, and in a step there is none.
+                if !matches!(op, Op::Child { .. } | Op::Dropped(_)) {
+                    gather(op.inner().map_or(&[], Vec::as_slice), marks, undone);
+                }
+            }
+        }
+        let mut undone = BTreeSet::new();
+        gather(&self.ops, marks, &mut undone);
+        undone
+    }
+
     /// True when the flow may have completed with this.
     pub(crate) fn allows(&self, value: &Value, now: Circumstances) -> bool {
         self.end == End::Returns && Op::Join(self.ops.clone()).allows(value, now)
@@ -346,6 +386,20 @@ async fn slow(number: u64, slow: u32) -> ergon::Result<u64> {
 async fn once(number: u64, millis: u64) -> ergon::Result<u64> {
     code::busy(Duration::from_millis(millis)).await;
     Ok(number)
+}
+
+/// What a saga has done.
+#[step]
+async fn mark(saga: u64, index: usize) -> ergon::Result<u64> {
+    Ok(mark_of(saga, index))
+}
+
+/// Undoes it.
+#[step(retry(max_attempts = 3, backoff = "300ms"))]
+async fn undo(saga: u64, index: usize) -> ergon::Result<u64> {
+    code::busy(Duration::from_millis(saga % 4 * 150)).await;
+    let fails = u32::try_from(saga % 3).unwrap_or(0);
+    if attempt() <= fails { Err(ergon::Error::new("as planned")) } else { Ok(mark_of(saga, index)) }
 }
 
 #[step(retry(max_attempts = 2, backoff = "400ms"), timeout = "2s")]
@@ -423,6 +477,19 @@ fn run(op: Op, code: Arc<Code>, in_step: bool) -> BoxFuture<'static, Value> {
                 Value::Looked
             }
             Op::Join(ops) => Value::All(join_all(all(ops)).await),
+            Op::Saga { number, ops } => {
+                let done = saga(async |saga| {
+                    let mut values = Vec::new();
+                    for (index, op) in ops.into_iter().enumerate() {
+                        values.push(run(op, Arc::clone(&code), in_step).await);
+                        let marked = mark(number, index).await?;
+                        code.note("mark", Value::Done(marked));
+                        saga.undo(move || undo(number, index));
+                    }
+                    Ok::<_, ergon::Error>(values)
+                });
+                done.await.map_or_else(|error| Value::of_error(&error.error), Value::All)
+            }
             Op::TryJoin(ops) => {
                 let branches = all(ops).into_iter().map(|op| async move {
                     let value = op.await;

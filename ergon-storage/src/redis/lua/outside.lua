@@ -43,15 +43,33 @@ do
         end
     end
 
-    -- Cancels a flow and its attached descendants.
-    local function cancel_family(r, reason)
-        -- Each flow ends before its children, so that they find no parent to tell.
-        local pending = { r }
+    -- The greatest number of records that a flow can have.
+    local RECORDS_MAX = 16777213
+
+    -- Adds the record of a cancellation to a flow's history, as `put_record` in wire.rs writes it, and schedules its
+    -- clean-up. Whoever runs it may be in the middle of something.
+    local function clean_up(r, reason)
+        set(r, SCHEDULED, r.state == RUNNING and r.due or now)
+        r.records, r.deliveries, r.cleanup = r.records + 1, 0, CLEANUP_UNDERWAY
+        push(r, pack('>BBBc0I8I4i8i8BBc0', 3, 8, 1, '0', 0, 0, now, now, 0, 9, 'cancelled') .. reason)
+        done(r)
+    end
+
+    -- Cancels a flow and its attached descendants; those that have something to clean up are scheduled for that, but for
+    -- the flow itself where it is to end `at_once`.
+    local function cancel_family(first, reason, at_once)
+        local pending = { first }
         while #pending > 0 do
-            r = take_out(pending)
-            if r.state < COMPLETED or r.state > CANCELLED then
+            local r = warm(take_out(pending))
+            local is_forced = at_once and r.m == first.m
+            if (r.state < COMPLETED or r.state > CANCELLED) and (r.cleanup ~= CLEANUP_UNDERWAY or is_forced) then
                 r.commit, r.answer = 0, 0
-                finish(r, CANCELLED, CANCELLED_CHILD, reason, reason)
+                if r.cleanup == CLEANUP_NEEDED and r.records < RECORDS_MAX and not is_forced then
+                    clean_up(r, reason)
+                else
+                    -- What goes with its parent has nobody to tell.
+                    finish(r, CANCELLED, CANCELLED_CHILD, reason, reason, r.m ~= first.m)
+                end
                 each_child(r, r.m, function(child)
                     pending[#pending + 1] = child
                 end)
@@ -61,14 +79,17 @@ do
 
     cancel = function()
         local r = find_id(arg())
-        local reason = arg()
+        local reason, at_once = arg(), arg() == '1'
         if not r then
             return NOT_FOUND
         end
         if r.state >= COMPLETED and r.state <= CANCELLED then
             return r.state
         end
-        cancel_family(r, reason)
+        if warm(r).cleanup == CLEANUP_UNDERWAY and not at_once then
+            return CANCELLED
+        end
+        cancel_family(r, reason, at_once)
         return 0
     end
 
@@ -238,6 +259,13 @@ do
         if warm(r).run ~= run or r.epoch ~= epoch or r.records ~= seen then
             return -2
         end
+        for place = 1, #children do
+            local child = find_id(children[place])
+            local parent = child and hearer(child)
+            if parent and parent.m == r.m and (child.state < COMPLETED or child.state > CANCELLED) and child.cleanup > 0 then
+                return { -3, place }
+            end
+        end
         -- From here on nothing is refused.
         withdraw_end(r)
         for place = 1, #children do
@@ -245,7 +273,7 @@ do
             local parent = child and hearer(child)
             if parent and parent.m == r.m then
                 -- The end of the flow's own child is told to it, and withdrawn below.
-                cancel_family(child, reason)
+                cancel_family(child, reason, true)
                 forget(child)
             end
         end
@@ -267,6 +295,7 @@ do
         end
         withdraw(r, function() return true end)
         set(r, SCHEDULED, now)
+        r.cleanup = least(r.cleanup, CLEANUP_NEEDED)
         r.epoch, r.deliveries, r.emitted, r.commit, r.answer, r.finished = r.epoch + 1, 0, 0, 0, 0, NEVER
         if r.deadline ~= NEVER then
             r.deadline = after(now, greatest(r.deadline - r.start, 0))

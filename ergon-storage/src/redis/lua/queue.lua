@@ -21,7 +21,7 @@ local function new_flow()
         start = start, started = NEVER, finished = NEVER,
         deadline = timeout < 0 and NEVER or after(greatest(start, now), timeout), wake_at = NEVER,
         detached = detached, id = id, worker = '', parent = parent, path = path, channels = '', reason = '',
-        build = '', again = '', labels = labels, size = #header, run = 1, run_number = 0, emitted = 0,
+        build = '', again = '', labels = labels, size = #header, run = 1, run_number = 0, emitted = 0, cleanup = 0,
         lane_name = lane_name, header = header,
     }
 end
@@ -542,7 +542,8 @@ local function heartbeat()
     for place = 1, number() do
         local m, lease = next_leased(), arg()
         local is_read, r = guard(leased, m, lease)
-        if is_read and r and r.state == CANCELLED then
+        local awaits_cleanup = is_read and r and r.state == SCHEDULED and guard(warm, r) and r.cleanup == CLEANUP_UNDERWAY
+        if awaits_cleanup or is_read and r and r.state == CANCELLED then
             answers[place] = 2
         elseif is_read and r and r.state == RUNNING and guard(warm, r) then
             r.due = due
@@ -559,6 +560,11 @@ end
 
 local function release()
     local r = leased(next_leased(), arg())
+    if r and r.state == SCHEDULED and warm(r).cleanup == CLEANUP_UNDERWAY then
+        set(r, SCHEDULED, earlier(r.due, now))
+        done(r)
+        return 1
+    end
     if not r or r.state ~= RUNNING then
         return 0
     end

@@ -41,8 +41,8 @@ local function withdraw_end(r)
     end
 end
 
--- Ends a flow and tells its parent. The result is in the history already.
-local function finish(r, state, child, reason, told)
+-- Ends a flow and tells its parent, unless it `is_silent`. The result is in the history already.
+local function finish(r, state, child, reason, told, is_silent)
     set(r, state, NEVER, reason)
     r.finished = now
     -- A failed flow may go on, and finds its messages where they were.
@@ -50,7 +50,9 @@ local function finish(r, state, child, reason, told)
         clear(r)
     end
     done(r)
-    tell_parent(r, child, told)
+    if not is_silent then
+        tell_parent(r, child, told)
+    end
 end
 
 -- What a retry does; see outside.lua.
@@ -113,9 +115,10 @@ do
     end
 
     -- How the numbers of a commit come: its own, the first record's, how many records, heartbeats, consumed messages,
-    -- children and items there are, how many the code has emitted or -1, where it goes, and whether it sets labels.
-    local COMMIT = '>I4I4I4I4I4I4I4i8BB'
-    local RUN, SUSPEND, COMPLETE, FAIL, STALL, REFUSE, CONTINUE = 0, 1, 2, 3, 4, 5, 6
+    -- children and items there are, how many the code has emitted or -1, where it goes, whether it sets labels, and what it
+    -- has to clean up from now on.
+    local COMMIT = '>I4I4I4I4I4I4I4i8BBB'
+    local RUN, SUSPEND, COMPLETE, FAIL, STALL, REFUSE, CONTINUE, CANCEL = 0, 1, 2, 3, 4, 5, 6, 7
     -- The part of a row that a step changes, and where it begins and ends: see `HOT`.
     local STEP, STEP_FIRST, STEP_LAST = '>BI4I4I4', 18, 30
 
@@ -174,7 +177,7 @@ do
         unlinked[#unlinked + 1] = prefix .. 'h:' .. m
         r.run, r.size = r.run + 1, #header
         r.run_number = to_number(call('HGET', prefix .. 'meta', 'last'))
-        r.records, r.emitted, r.deliveries, r.started, r.worker = 0, 0, 0, NEVER, ''
+        r.records, r.emitted, r.cleanup, r.deliveries, r.started, r.worker = 0, 0, 0, 0, NEVER, ''
         done(r)
     end
 
@@ -206,9 +209,9 @@ do
     commit = function()
         local m, lease = next_leased(), arg()
         local commit_number, first, amount, beats_amount, consumed_amount, children_amount, items_amount, emitted, kind,
-            is_labelled = unpack_struct(COMMIT, arg())
+            is_labelled, cleanup = unpack_struct(COMMIT, arg())
         if kind == RUN and amount > 0 and amount < ARGS_MAX and beats_amount == 0 and consumed_amount == 0
-            and children_amount == 0 and items_amount == 0 and emitted < 0 and is_labelled == 0 then
+            and children_amount == 0 and items_amount == 0 and emitted < 0 and is_labelled == 0 and cleanup == 0 then
             local answer = step(m, lease, commit_number, first, amount)
             if answer then
                 return answer
@@ -307,6 +310,9 @@ do
         for index = 1, consumed_amount do
             remove(r, (unpack_struct('>I4', consumed, 4 * index - 3)))
         end
+        if cleanup > warm(r).cleanup then
+            r.cleanup, dirty_cold[m] = cleanup, r
+        end
         if items_amount > 0 or emitted >= 0 then
             emit(r, items, emitted)
         end
@@ -318,7 +324,7 @@ do
             warm(r)
             local wake_at = unpack_struct('>i8', first_text)
             -- A deadline wakes a flow just as its own instant does.
-            local due = earlier(wake_at, r.deadline)
+            local due = r.cleanup == CLEANUP_UNDERWAY and wake_at or earlier(wake_at, r.deadline)
             if (due ~= NEVER and due <= now) or has_any(r, second_text) then
                 answer = AWAKE
             else
@@ -332,6 +338,8 @@ do
         elseif kind == FAIL then
             finish(r, FAILED, FAILED_CHILD, second_text, first_text)
             r.again = third_text
+        elseif kind == CANCEL then
+            finish(r, CANCELLED, CANCELLED_CHILD, first_text, first_text)
         elseif kind == CONTINUE then
             begin_again(r, first_text)
         elseif kind == STALL then

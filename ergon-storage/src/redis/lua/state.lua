@@ -36,6 +36,7 @@ local to_number, each, unpack_list, least, greatest, sort, take_out, try, guard,
 local SCHEDULED, RUNNING, SUSPENDED, COMPLETED, FAILED, CANCELLED, STALLED = 1, 2, 3, 4, 5, 6, 7
 -- As the rows keep them, a number for each answer to a commit.
 local APPLIED, IS_SUSPENDED, AWAKE = 1, 2, 3
+local CLEANUP_NEEDED, CLEANUP_UNDERWAY = 1, 2
 local SCHEMA = 1
 -- The end of the year 9999, as near as a double comes.
 local TIME_MAX = 253402300799999999
@@ -182,8 +183,9 @@ end
 -- whether a result is there, lane, priority, how many messages wait, the last one's number.
 local HOT, HOT_BYTES = '>BI4I4I8BI4I4I4BI4i2I4I4', 45
 -- Instants, the bytes of the header, the number of the run, the greatest number of a flow when it began, how many items
--- its code has emitted, whether it is detached, then texts with their lengths before them.
-local COLD = '>i8i8i8i8i8i8i8I4I4I8I4BBc0I4c0Bc0Bc0I4c0I4c0I4c0I4c0I4c0'
+-- its code has emitted, whether it is detached, whether it has something to clean up (0 nothing, 1 something, 2 it was
+-- cancelled), then texts with their lengths before them.
+local COLD = '>i8i8i8i8i8i8i8I4I4I8I4BBBc0I4c0Bc0Bc0I4c0I4c0I4c0I4c0I4c0'
 
 -- A row from what is kept; false for one that cannot be read, which hides no others.
 local function decode(m, raw)
@@ -211,7 +213,7 @@ end
 
 local function decode_cold(r, raw)
     r.due, r.created, r.start, r.started, r.finished, r.deadline, r.wake_at, r.size, r.run, r.run_number, r.emitted,
-        r.detached, r.id, r.worker, r.parent, r.path, r.channels, r.reason, r.build, r.again,
+        r.detached, r.cleanup, r.id, r.worker, r.parent, r.path, r.channels, r.reason, r.build, r.again,
         r.labels = unpack_struct(COLD, raw)
     return r
 end
@@ -242,7 +244,7 @@ end
 local function encode_cold(r)
     return pack(
         COLD, r.due, r.created, r.start, r.started, r.finished, r.deadline, r.wake_at, r.size, r.run, r.run_number,
-        r.emitted, r.detached, #r.id, r.id,
+        r.emitted, r.detached, r.cleanup, #r.id, r.id,
         #r.worker, r.worker, #r.parent, r.parent, #r.path, r.path, #r.channels, r.channels, #r.reason, r.reason,
         #r.build, r.build, #r.again, r.again, #r.labels, r.labels
     )
