@@ -150,7 +150,7 @@ impl Scope {
             }
             // Scopes within it are polled with it, and theirs is the turn before.
             let polled = match body.as_mut().as_pin_mut() {
-                Some(body) if !has_ended => body.poll(cx),
+                Some(body) if !has_ended => self.within(|| body.poll(cx)),
                 _ => return Poll::Pending,
             };
             let Poll::Ready(output) = polled else { return Poll::Pending };
@@ -162,6 +162,20 @@ impl Scope {
             Poll::Ready(Some(output))
         })
         .await
+    }
+
+    /// Polls code whose scopes are within this one.
+    fn within<R>(&self, poll: impl FnOnce() -> R) -> R {
+        struct Restore<'a>(&'a FlowContext, u32);
+        impl Drop for Restore<'_> {
+            fn drop(&mut self) {
+                self.0.journal().set_scope_depth(self.1);
+            }
+        }
+        let Some(id) = self.id() else { return poll() };
+        let before = self.flow.journal().set_scope_depth(id.inner_depth());
+        let _restore = Restore(&self.flow, before);
+        poll()
     }
 
     /// Runs code that cleans up: its calls are not ended by a cancellation.

@@ -255,7 +255,15 @@ fn end_of_cleanup(journal: &mut Journal, restless: bool) -> Option<FlowEnd> {
             );
             Some(FlowEnd::fault(&cleanup_failed(journal.cleanup_cause().as_ref(), &why)))
         }
-        CleaningUp::No | CleaningUp::Goes | CleaningUp::Unpolled(_) => None,
+        CleaningUp::AwaitsOver(scope, call) if !restless => {
+            let why = format!(
+                "the scope at {} waits for {call}, which was called before the cancellation, and which that has ended; let the \
+                 clean-up make calls of its own, and retry the flow, or abandon it",
+                scope.place()
+            );
+            Some(FlowEnd::fault(&cleanup_failed(journal.cleanup_cause().as_ref(), &why)))
+        }
+        CleaningUp::No | CleaningUp::Goes | CleaningUp::Unpolled(_) | CleaningUp::AwaitsOver(..) => None,
     }
 }
 

@@ -21,6 +21,11 @@ use futures::{StreamExt, stream::FuturesUnordered};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
+/// A saga that stands before the scopes which it is used in.
+async fn lodging(work: &Work) -> ergon::Result<String> {
+    Ok(saga(async |saga| work.booking(saga, "").await).await?)
+}
+
 /// Does one thing or another, and then waits for a word that never comes.
 #[flow_type]
 #[derive(Clone, Debug)]
@@ -44,6 +49,21 @@ impl Work {
             "left" => self.left().await,
             "undoing" => self.undoing().await,
             "unpolled" => self.unpolled().await,
+            "made before" => {
+                let trip = saga(async |saga| self.booking(saga, "").await);
+                Ok(on_cancel(trip, async |_| self.note("at last").await).await?)
+            }
+            "stands before" => {
+                let all = saga(async |saga| {
+                    saga.undo(|| self.note("at last"));
+                    lodging(self).await
+                });
+                Ok(all.await?)
+            }
+            "over" => {
+                let work = child(Self { how: "waits".into() }).start();
+                on_cancel(signal::<String>("never"), async |_| work.await.map(drop)).await
+            }
             "parent" => {
                 let booked = saga(async |saga| {
                     let room = self.book("hall").await?;
@@ -236,6 +256,22 @@ async fn scopes_clean_up_last_first() {
             "then note: Completed"
         ]
     );
+    // Wherever they stand in the source: what is within another is opened after it.
+    for how in ["made before", "stands before"] {
+        let report = crash_everywhere(|| setup(true), async |runtime| cancelled(runtime, how).await).await;
+        assert_eq!(report.result.0, CANCELLED);
+        assert_eq!(
+            report.result.1,
+            [
+                "book: Completed",
+                "book: Completed",
+                "then release: Completed",
+                "then release: Completed",
+                "then note: Completed"
+            ],
+            "{how}"
+        );
+    }
     let report = crash_everywhere(|| setup(true), async |runtime| cancelled(runtime, "joined").await).await;
     assert_eq!(report.result.0, CANCELLED);
     assert_eq!(report.result.1.iter().filter(|call| *call == "then release: Completed").count(), 4);
@@ -339,6 +375,14 @@ async fn a_scope_that_is_not_polled_is_named() {
     );
     assert!(error.contains("cleanup.rs:") && error.contains("is no longer polled"), "{error}");
     assert_eq!(calls, ["note: Completed"]);
+}
+
+#[tokio::test]
+async fn a_clean_up_that_awaits_what_was_ended_is_told_so() {
+    let runtime = setup(true).start().await;
+    let (error, _) = cancelled(&runtime, "over").await;
+    assert!(error.contains("its clean-up failed: the scope at") && error.contains("cleanup.rs:"), "{error}");
+    assert!(error.contains("waits for child \"Work\"") && error.contains("which that has ended"), "{error}");
 }
 
 #[tokio::test]

@@ -80,9 +80,9 @@ pub async fn the_last_beat_counts(harness: &impl Harness) {
     log.commit(third.clone()).await.unwrap();
     log.commit(third).await.unwrap();
     assert_eq!(said().await, ["other", "three"]);
-    // At once, as two handles of one worker may send them.
-    let all = (4..40).map(|number| log.commit(beating(&lease, number, [beat(1, &number.to_string())])));
-    assert!(join_all(all).await.iter().all(Result::is_ok));
+    for number in 4..40 {
+        log.commit(beating(&lease, number, [beat(1, &number.to_string())])).await.unwrap();
+    }
     assert_eq!(said().await, ["39", "three"]);
 }
 

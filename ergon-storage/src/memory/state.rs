@@ -424,9 +424,9 @@ impl State {
             }
         }
         Limits::check_beats(&beats, flow.info.records).map_err(|error| error.with_flow(&lease.flow))?;
-        flow.info.cleanup = flow.info.cleanup.max(cleanup);
         if next == Next::Run && children.is_empty() && labels.is_none() {
             // Most commits are such, which no other flow has to do with, and no instant.
+            flow.info.cleanup = flow.info.cleanup.max(cleanup);
             flow.amend(beats);
             flow.append(records, &consumed);
             flow.last_commit = Some((number, Committed::Applied));
@@ -441,6 +441,7 @@ impl State {
 
         // From here on nothing is refused.
         let flow = self.flows.get_mut(&lease.key).expect("found above");
+        flow.info.cleanup = flow.info.cleanup.max(cleanup);
         flow.amend(beats);
         flow.append(records, &consumed);
         if let Some(labels) = labels {

@@ -536,7 +536,12 @@ impl Drive {
         let watched = self.machine.as_ref().is_some_and(|machine| machine.flow().is_watched());
         if watched && self.control.order() != Control::DROP {
             let clock = self.log.clock();
-            let grace = clock.sleep_until(clock.now().saturating_add(self.options.cancel_grace));
+            let mut until = clock.now().saturating_add(self.options.cancel_grace);
+            if self.flow.journal().is_flagged() {
+                // Another worker may clean up from then on.
+                until = until.min(self.control.until());
+            }
+            let grace = clock.sleep_until(until);
             select(grace, pin!(self.wind_down())).await;
         }
         if self.control.order() != Control::DROP && self.flow.journal().is_flagged() {

@@ -4,7 +4,7 @@ use std::{panic::Location, sync::Arc, task::Waker};
 
 use ergon_storage::{Cleanup, Record, Timestamp};
 
-use super::{CallId, Journal, State, WhenCancelled};
+use super::{CallId, CallKey, Journal, State, WhenCancelled};
 use crate::{
     error::{Error, ErrorKind},
     flow::FlowEnd,
@@ -34,11 +34,12 @@ impl Cancel {
 }
 
 /// A scope of the flow's own code that has something to clean up, as long as it is open. In the order in which they were
-/// opened: by how many outcomes the code had been given, and for those that were opened at the same time by their place in
-/// the source, for a combinator may poll its branches in another order.
+/// opened: by how many outcomes the code had been given, and for those that were opened at the same time by how many others
+/// they are within, then by their place in the source, for a combinator may poll its branches in another order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ScopeId {
     releases: u64,
+    depth: u32,
     place: (&'static str, u32, u32),
     opened: u64,
 }
@@ -61,7 +62,7 @@ pub(crate) enum Opened {
 }
 
 /// How far the clean-up of a flow has come whose code rests.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) enum CleaningUp {
     /// There is none.
     No,
@@ -69,6 +70,8 @@ pub(crate) enum CleaningUp {
     Done,
     /// The scope of this place, whose turn it is, is never polled again.
     Unpolled(ScopeId),
+    /// The scope of this place waits for this call, which the cancellation has ended, and for nothing else.
+    AwaitsOver(ScopeId, CallKey),
 }
 
 /// Why there is a clean-up.
@@ -79,6 +82,11 @@ pub(crate) struct CleanupCause {
 }
 
 impl ScopeId {
+    /// How deep the scopes are that are opened within it.
+    pub(crate) fn inner_depth(&self) -> u32 {
+        self.depth + 1
+    }
+
     /// Where it was opened, as `file:line`.
     pub(crate) fn place(&self) -> String {
         let (file, line, _) = self.place;
@@ -107,7 +115,7 @@ impl Journal {
         }
         self.scopes_opened += 1;
         let place = (location.file(), location.line(), location.column());
-        let id = ScopeId { releases: self.releases, place, opened: self.scopes_opened };
+        let id = ScopeId { releases: self.releases, depth: self.scope_depth, place, opened: self.scopes_opened };
         self.scopes.insert(id, OpenScope::default());
         Opened::Scope(id)
     }
@@ -136,6 +144,11 @@ impl Journal {
     /// before.
     pub(crate) fn set_inside(&mut self, is_inside: bool) -> bool {
         std::mem::replace(&mut self.is_inside, is_inside)
+    }
+
+    /// How deep the scopes are that the code opens which is polled from now on. Returns how deep they were before.
+    pub(crate) fn set_scope_depth(&mut self, depth: u32) -> u32 {
+        std::mem::replace(&mut self.scope_depth, depth)
     }
 
     /// True when the scopes of the code clean up.
@@ -201,9 +214,19 @@ impl Journal {
         }
         match self.scopes.last_key_value() {
             None => CleaningUp::Done,
-            Some((_, scope)) if scope.taken_up => CleaningUp::Goes,
+            Some((id, scope)) if scope.taken_up => match &self.awaited_over {
+                Some(call) if self.waits_for_nothing() => CleaningUp::AwaitsOver(*id, call.clone()),
+                _ => CleaningUp::Goes,
+            },
             Some((id, _)) => CleaningUp::Unpolled(*id),
         }
+    }
+
+    /// True when nothing can come that would have the code go on.
+    fn waits_for_nothing(&self) -> bool {
+        let wake = self.wake();
+        let is_at_rest = !self.is_busy() && !self.has_fresh() && !self.has_batch() && !self.in_flight;
+        is_at_rest && self.startable.is_empty() && wake.at.is_none() && wake.channels.is_empty()
     }
 
     /// What becomes of a flow whose code has ended: one that was cancelled has nothing left to clean up.

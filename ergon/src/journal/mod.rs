@@ -135,6 +135,10 @@ pub(crate) struct Journal {
     /// The scopes of the code that have something to clean up.
     scopes: BTreeMap<ScopeId, OpenScope>,
     scopes_opened: u64,
+    /// How many scopes the code is within that is polled.
+    scope_depth: u32,
+    /// The call that a clean-up awaits in vain, since the last outcome: the cancellation has ended it.
+    awaited_over: Option<CallKey>,
     /// The log knows, or is about to, that there is something to clean up.
     is_flagged: bool,
     /// The code that is polled cleans up.
@@ -198,6 +202,8 @@ impl Journal {
             cancel: loaded.cancel,
             scopes: BTreeMap::new(),
             scopes_opened: 0,
+            scope_depth: 0,
+            awaited_over: None,
             is_flagged: false,
             is_inside: false,
         }
@@ -305,7 +311,11 @@ impl Journal {
             };
             return CallPoll::Run { attempt: call.attempts + 1, time_is_up };
         }
-        if !call.polled && !matches!(call.state, State::Over) {
+        if let State::Over = call.state {
+            if self.is_inside {
+                self.awaited_over = Some(call.key.clone());
+            }
+        } else if !call.polled {
             call.polled = true;
             self.beginnings += u64::from(call.place == Place::Flow);
             self.watch_for(id);

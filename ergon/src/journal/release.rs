@@ -67,6 +67,7 @@ impl Journal {
     }
 
     fn hand_over(&mut self, id: CallId, at: Timestamp, outcome: Outcome, message: Option<Message>) {
+        self.awaited_over = None;
         let call = &mut self.calls[id.0];
         // Time within a step's body is the real one; only the flow's own code lives on recorded time.
         if call.place == Place::Flow {
