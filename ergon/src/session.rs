@@ -54,6 +54,16 @@ const BEGIN: StepSpec = StepSpec::new("ergon.session").retry(RetryPolicy::NONE);
 ///
 /// Outside a flow, and inside a step.
 ///
+/// # What is not known to it yet
+///
+/// - A flow that has failed inside a session is bound to nobody. When it is retried, reset or forked it may go on inside
+///   the block on another worker, without being told: make the steps of a block that need what is local fail for good only
+///   where that does not matter, or look whether it is there.
+/// - A worker counts as being there by its name alone. If it comes back without the flow's type, version or queue, the
+///   flow waits for it.
+/// - A fork of a flow that is bound is bound to the same worker.
+/// - A flow that is bound and due when it is [exported](crate::Admin::export_live) may be due later where it is imported.
+///
 /// # Cancel safety
 ///
 /// Dropping the future drops the block and ends the session.

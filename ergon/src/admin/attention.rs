@@ -59,7 +59,8 @@ impl Problem {
                  that do; or `cancel` it"
             }
             Self::Abandoned(_) => {
-                "start a worker of that name where it was; or, if what it had there is given up, anywhere; or `cancel` it"
+                "start a worker of that name where it was; or, if what it had there is given up, anywhere; or `cancel` it, and \
+                 `abandon` it if it has something to clean up"
             }
         }
     }

@@ -7,6 +7,10 @@ use ergon_storage::{CallPath, Channel, ChildOutcome, Message, Phase, Record, Tim
 
 use super::{CallId, Hold, Journal, Outcome, Place, Reserved, Spec, State, handed, keep};
 
+/// What the names of the messages begin with that the engine itself sends a flow. They come before all others, and before
+/// all timers: they may say that the code which waits for those is not to go on.
+const OWN: &str = "ergon.";
+
 impl Journal {
     /// Releases the next outcome, if there is one, and wakes the call that awaits it.
     pub(crate) fn release(&mut self, now: Timestamp) -> bool {
@@ -111,7 +115,9 @@ impl Journal {
             .filter_map(|(channel, waiting)| {
                 let message = self.mail.get(channel)?.first_key_value()?.1;
                 let id = waiting.first()?.1;
-                let at = match (&self.calls[id.0].spec, &self.calls[id.0].state) {
+                let call = &self.calls[id.0];
+                let at = match (&call.spec, &call.state) {
+                    _ if call.key.name.starts_with(OWN) => Timestamp::from_micros(i64::MIN),
                     // Who asks only for what is there takes what is found, whatever the clocks say.
                     (Spec::Signal { limit: Some(Duration::ZERO) }, State::Waiting { due: Some(due) }) => {
                         message.at.min(*due)
