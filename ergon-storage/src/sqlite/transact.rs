@@ -18,8 +18,19 @@ use super::{error::Outcome, run::Head, writer::Tx};
 use crate::{Error, ErrorKind, FlowState, Lease};
 
 /// The tables of the log, which only the log writes.
-const TABLES: [&str; 9] =
-    ["effects", "flow_labels", "flows", "items", "lanes", "message_keys", "messages", "meta", "records"];
+const TABLES: [&str; 11] = [
+    "effects",
+    "flow_labels",
+    "flows",
+    "items",
+    "kept",
+    "lanes",
+    "message_keys",
+    "messages",
+    "meta",
+    "places",
+    "records",
+];
 
 thread_local! {
     /// True while the user's work has this thread's connection.
@@ -29,9 +40,9 @@ thread_local! {
 /// The open transaction of an SQLite log, lent to the user's own work: a [`rusqlite::Connection`] on the log's file.
 ///
 /// The log begins and ends it. What would end it (`COMMIT`, `ROLLBACK`, savepoints), attach other files, set a pragma
-/// or write the log's own tables (`effects`, `flow_labels`, `flows`, `items`, `lanes`, `message_keys`, `messages`, `meta`
-/// and `records`) is refused by SQLite as *not authorized*, and so are temporary tables and the like, which would outlive
-/// the transaction and could stand before the log's. Those tables may be read.
+/// or write the log's own tables (`effects`, `flow_labels`, `flows`, `items`, `kept`, `lanes`, `message_keys`,
+/// `messages`, `meta`, `places` and `records`) is refused by SQLite as *not authorized*, and so are temporary tables and
+/// the like, which would outlive the transaction and could stand before the log's. Those tables may be read.
 #[derive(Debug)]
 pub struct Transaction<'c> {
     conn: &'c Connection,
