@@ -185,8 +185,8 @@ const MUTANTS: &[Mutant] = &[
         name: "outcomes are released out of order",
         file: RELEASE,
         before: "if let Some((_, id)) = ",
-        right: "self.fresh.pop_first()",
-        wrong: "self.fresh.pop_last()",
+        right: "self.fresh.pop_front()",
+        wrong: "self.fresh.pop_back()",
     },
     Mutant {
         name: "a body begins before what it hangs on is durable",
