@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::{Error, ErrorKind, Labels, Result, Timestamp};
+#[cfg(any(feature = "memory", feature = "sqlite"))]
+use crate::Timestamp;
+use crate::{Error, ErrorKind, Labels, Result};
 
 /// Whether a flow that is due waits for the worker that ran it last. What it has there may be worth it: files, a model in
 /// memory, a device.
@@ -76,6 +78,7 @@ impl Affinity {
     /// [abandoned](crate::FlowInfo::is_abandoned).
     pub const ABANDONED_AFTER: Duration = Duration::from_secs(60);
     /// How exactly a log knows when it has heard of a worker.
+    #[cfg(any(feature = "memory", feature = "sqlite"))]
     pub(crate) const HEARD_STEP: Duration = Duration::from_secs(1);
 
     /// What a flow with these labels was given as its affinity.
