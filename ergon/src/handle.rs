@@ -149,6 +149,9 @@ impl<T, E> FlowHandle<T, E> {
     /// repeated, and what the flow has dealt with, by doing something else, stays as it is: a flow that fails of its
     /// own accord fails again, unless its code is another one by now.
     ///
+    /// A flow whose time was up, and which has cleaned up after that, fails again in the same way: that its time was up is
+    /// in its history. [`Admin::reset`](crate::Admin::reset) takes it back to before that.
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::NotFound`] when there is no such flow.
