@@ -64,6 +64,8 @@ struct Faults {
     /// Outages by the numbers of the calls.
     outages: Mutex<Vec<Range<u64>>>,
     crashed: watch::Sender<bool>,
+    /// A claim has given something that the process does not know of.
+    claim_lost: watch::Sender<bool>,
     /// Methods whose calls wait.
     held: watch::Sender<BTreeSet<&'static str>>,
     /// Methods whose calls fail.
@@ -124,6 +126,7 @@ impl FaultyLog {
             outage: AtomicBool::new(false),
             outages: Mutex::default(),
             crashed: watch::Sender::new(false),
+            claim_lost: watch::Sender::new(false),
             held: watch::Sender::default(),
             broken: Mutex::default(),
             rejected: Mutex::default(),
@@ -208,6 +211,13 @@ impl FaultyLog {
         // The senders are part of `self`.
         let _ = crashed.wait_for(|crashed| *crashed).await;
         let _ = traffic.wait_for(|traffic| traffic.under_way == 0).await;
+    }
+
+    /// Waits until the answer of a claim is lost: what it gave stays leased until the lease ends. Each loss is told once.
+    pub async fn claim_lost(&self) {
+        // The sender is part of `self`.
+        let _ = self.faults.claim_lost.subscribe().wait_for(|lost| *lost).await;
+        self.faults.claim_lost.send_replace(false);
     }
 
     /// True once the process has died.
@@ -384,6 +394,7 @@ impl ExecutionLog for FaultyLog {
             Some(fault) => {
                 let lost = self.lose(fault);
                 self.alive().await?;
+                self.faults.claim_lost.send_replace(true);
                 lost
             }
         }

@@ -1,9 +1,9 @@
 //! What the end-to-end tests of ergon share.
 //!
 //! [`FaultyLog`] stands between an engine and its log and breaks what is asked of it. [`TestClock`] lets hours pass
-//! in moments. [`Trace`] is where step bodies note that they ran. [`Place`] is a log to run on, in memory or in a
-//! file. [`mutate`] breaks input at random. [`fleet`] starts worker processes on any log, makes trouble, and looks at what they did; [`job`] is what they
-//! run.
+//! in moments. [`Trace`] is where step bodies note that they ran. [`Place`] is a log to run on, in memory, in a file or
+//! on a server. [`mutate`] breaks input at random. [`fleet`] starts worker processes on any log, makes trouble, and looks
+//! at what they did; [`job`] is what they run.
 
 mod clock;
 mod faulty;
