@@ -2,9 +2,14 @@
 
 mod lanes;
 mod mailbox;
+mod outside;
 mod places;
+mod queue;
+mod read;
+mod run;
 mod snapshot;
 mod state;
+mod upkeep;
 
 use std::{
     fmt, mem,
