@@ -41,6 +41,10 @@ pub struct Filter {
     pub finished_from: Option<Timestamp>,
     /// Ended before this instant.
     pub finished_before: Option<Timestamp>,
+    /// [Due](FlowInfo::due_at) at this instant or later: scheduled, running, or suspended and waking by themselves.
+    pub due_from: Option<Timestamp>,
+    /// [Due](FlowInfo::due_at) before this instant.
+    pub due_before: Option<Timestamp>,
 }
 
 impl Filter {
@@ -120,6 +124,27 @@ impl Filter {
         self
     }
 
+    /// Only flows that are [due](FlowInfo::due_at) at this instant or later.
+    #[must_use]
+    pub fn due_from(mut self, at: Timestamp) -> Self {
+        self.due_from = Some(at);
+        self
+    }
+
+    /// Only flows that are [due](FlowInfo::due_at) before this instant: with the present one, those that somebody could claim.
+    /// A log finds them without looking at the others, as far as they are not very many.
+    #[must_use]
+    pub fn due_before(mut self, at: Timestamp) -> Self {
+        self.due_before = Some(at);
+        self
+    }
+
+    /// True when it asks for when flows are due.
+    #[cfg(any(feature = "memory", feature = "sqlite", feature = "postgres"))]
+    pub(crate) fn is_about_due(&self) -> bool {
+        self.due_from.is_some() || self.due_before.is_some()
+    }
+
     /// False when it asks for labels that no flow can have.
     #[cfg(feature = "redis")]
     pub(crate) fn is_possible(&self) -> bool {
@@ -140,6 +165,8 @@ impl Filter {
             && self.created_before.is_none_or(|before| info.created_at < before)
             && self.finished_from.is_none_or(|from| info.finished_at.is_some_and(|at| at >= from))
             && self.finished_before.is_none_or(|before| info.finished_at.is_some_and(|at| at < before))
+            && self.due_from.is_none_or(|from| info.due_at.is_some_and(|at| at >= from))
+            && self.due_before.is_none_or(|before| info.due_at.is_some_and(|at| at < before))
     }
 }
 
@@ -183,7 +210,8 @@ pub struct Count {
     pub state: FlowState,
     /// How many; never 0.
     pub flows: u64,
-    /// For scheduled flows, since when the longest waiting one could have been claimed; may lie in the future.
+    /// Since when the longest waiting one could have been claimed: a scheduled one since its start, a suspended one since its
+    /// instant, a running one since the end of its lease. May lie in the future; `None` when none becomes due by itself.
     pub oldest_due_at: Option<Timestamp>,
 }
 

@@ -4,6 +4,7 @@ use ergon::{
     Filter, FlowState,
     admin::{Problem, Wait},
     prelude::*,
+    storage::{ClaimRequest, ClaimTarget, Commit, Next, Wake},
     testing::{Setup, TestRuntime},
 };
 use expect_test::expect;
@@ -125,12 +126,67 @@ async fn all_that_needs_a_person_is_one_query_away() {
     assert_eq!((ids, rest.next, rest.neglected.len()), (vec!["failed-3", "failed-4"], None, 1));
     let text = rest.to_string();
     assert!(text.contains("to do: mend the cause, then `retry`"), "{text}");
-    assert!(text.contains("1 of order (version 1) in queue \"forgotten\""), "{text}");
+    assert!(
+        text.contains("1 of order (version 1) in queue \"forgotten\", scheduled, the first of them: no worker"),
+        "{text}"
+    );
     assert!(text.contains("no worker has claimed it for 1h"), "{text}");
     let odd = Filter::all().with_label("even", "false");
     assert_eq!(admin.attention(&odd, None, 10).await.unwrap().flows.len(), 2);
     let completed = Filter::all().with_state(FlowState::Completed);
     assert!(admin.attention(&completed, None, 10).await.unwrap().is_empty());
+}
+
+/// Whatever a flow waited for: once it is due and nobody comes, people are told.
+#[tokio::test]
+async fn what_no_worker_goes_on_with_is_told_of() {
+    use FlowState::{Running, Scheduled, Suspended};
+    const MINUTE: Duration = Duration::from_secs(60);
+    let runtime = runtime().await;
+    let (log, scheduler) = (runtime.log(), runtime.scheduler());
+    for id in ["asleep", "crashed", "new", "never-due", "ended"] {
+        scheduler.schedule(order(1)).id(id).queue("forgotten").label("kind", id).await.unwrap();
+    }
+    let claim = |id: &str| ClaimRequest::new("gone", ClaimTarget::Flow(FlowId::new(id).unwrap()));
+    let now = runtime.now();
+    let ends = [
+        ("asleep", Next::Suspend(Wake { at: Some(now.saturating_add(MINUTE)), channels: vec![] })),
+        ("never-due", Next::Suspend(Wake { at: Some(now.saturating_add(HOUR * 24)), channels: vec![] })),
+        ("ended", Next::Complete { result: "1".into() }),
+    ];
+    for (id, next) in ends {
+        let mut commit = Commit::new(log.claim(claim(id)).await.unwrap().flows.remove(0).lease, 1);
+        commit.next = next;
+        log.commit(commit).await.unwrap();
+    }
+    assert_eq!(log.claim(claim("crashed")).await.unwrap().flows.len(), 1);
+    let admin = scheduler.admin();
+    let neglected = async |filter: &Filter| {
+        let attention = admin.attention(filter, None, 10).await.unwrap();
+        assert!(attention.flows.is_empty());
+        let of = |count: &ergon::storage::Count| {
+            (count.state, count.flows, attention.at.since(count.oldest_due_at.unwrap()))
+        };
+        attention.neglected.iter().map(of).collect::<Vec<_>>()
+    };
+    let all = Filter::all();
+    assert_eq!(neglected(&all).await, []);
+    runtime.advance(MINUTE + MINUTE).await;
+    let second = Duration::from_secs(1);
+    assert_eq!(neglected(&all).await, [(Scheduled, 1, MINUTE * 2), (Running, 1, second * 90)]);
+    runtime.advance(second).await;
+    let after = [(Scheduled, 1, second * 121), (Running, 1, second * 91), (Suspended, 1, second * 61)];
+    assert_eq!(neglected(&all).await, after);
+    assert_eq!(neglected(&all.clone().with_state(Running)).await, after[1..2]);
+    assert_eq!(neglected(&all.clone().with_label("kind", "asleep")).await, after[2..]);
+    assert_eq!(neglected(&all.clone().with_queue("default")).await, []);
+    for (id, waits) in [("asleep", second * 61), ("crashed", second * 91)] {
+        let described = admin.describe(&FlowId::new(id).unwrap()).await.unwrap();
+        assert_eq!(described.problem, Some(Problem::Neglected(waits)), "{id}");
+    }
+    for (id, problem) in [("never-due", None), ("ended", None)] {
+        assert_eq!(admin.describe(&FlowId::new(id).unwrap()).await.unwrap().problem, problem, "{id}");
+    }
 }
 
 #[tokio::test]

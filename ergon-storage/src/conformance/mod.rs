@@ -418,6 +418,7 @@ macro_rules! conformance_tests {
                 list_goes_on_after_a_deleted_flow
                 counts_add_up
                 counts_tell_the_oldest
+                reads_find_what_is_due
                 reads_see_what_was_written
             }
             labels {

@@ -2,9 +2,9 @@
 
 use super::{
     Harness,
-    scene::{SECOND, Scene, child, complete, detached, flow, id, names, record, steps},
+    scene::{SECOND, Scene, child, complete, detached, flow, id, names, record, signal, stall, steps},
 };
-use crate::{Cursor, ErrorKind, Filter, FlowState, NewFlow, Start};
+use crate::{Cursor, ErrorKind, Filter, FlowState, NewFlow, Start, Timestamp};
 
 /// An unknown flow is none; its history and its mailbox cannot be read.
 pub async fn reads_of_an_unknown_flow(harness: &impl Harness) {
@@ -211,24 +211,92 @@ pub async fn counts_add_up(harness: &impl Harness) {
     assert_eq!(counts, expected);
 }
 
-/// The counts of scheduled flows say since when the first one waits, even if that is yet to come.
+/// The counts of flows that become due by themselves say since when the first one waits, even if that is yet to come.
 pub async fn counts_tell_the_oldest(harness: &impl Harness) {
+    use FlowState::{Completed, Running, Scheduled, Suspended};
     let log = Scene::new(harness).await;
     let start = log.now();
-    let after = |seconds| start.saturating_add(SECOND * seconds);
+    let after = |seconds| Some(start.saturating_add(SECOND * seconds));
     let oldest = async || {
-        let counts = log.counts(&Filter::all()).await.unwrap();
-        counts.into_iter().map(|count| (count.state, count.oldest_due_at)).collect::<Vec<_>>()
+        let all = log.counts(&Filter::all()).await.unwrap();
+        // A filter that holds for all is another way to the same.
+        assert_eq!(log.counts(&Filter::all().created_from(start)).await.unwrap(), all);
+        all.into_iter().map(|count| (count.state, count.oldest_due_at)).collect::<Vec<_>>()
     };
     log.add([flow("later").with_start(Start::After(SECOND * 9))]).await;
-    assert_eq!(oldest().await, [(FlowState::Scheduled, Some(after(9)))]);
+    assert_eq!(oldest().await, [(Scheduled, after(9))]);
     log.advance(SECOND).await;
-    log.add([flow("a")]).await;
+    log.add([flow("a").with_priority(1)]).await;
     log.advance(SECOND).await;
-    log.add([flow("b")]).await;
-    assert_eq!(oldest().await, [(FlowState::Scheduled, Some(after(1)))]);
-    log.take_flow("a").await;
-    assert_eq!(oldest().await, [(FlowState::Scheduled, Some(after(2))), (FlowState::Running, None)]);
+    log.add([flow("b"), flow("c"), flow("d")]).await;
+    assert_eq!(oldest().await, [(Scheduled, after(1))]);
+    let lease = log.take_flow("a").await.lease;
+    assert_eq!(oldest().await, [(Scheduled, after(2)), (Running, after(32))]);
+    // Those that wait for a message alone never become due.
+    log.suspend(&log.take_flow("b").await.lease, 1, None, &[signal("go")]).await;
+    log.advance(SECOND).await;
+    log.suspend(&log.take_flow("c").await.lease, 1, after(40), &[]).await;
+    log.take_flow("d").await;
+    assert_eq!(oldest().await, [(Scheduled, after(9)), (Running, after(32)), (Suspended, after(40))]);
+    log.advance(SECOND * 100).await;
+    assert_eq!(oldest().await, [(Scheduled, after(9)), (Running, after(32)), (Suspended, after(40))], "nobody came");
+    log.go(&lease, 1, complete()).await;
+    let counts = oldest().await;
+    assert_eq!(counts, [(Scheduled, after(9)), (Running, after(33)), (Suspended, after(40)), (Completed, None)]);
+}
+
+/// Flows are found by when they are due, whatever they wait for, and no others are.
+pub async fn reads_find_what_is_due(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    let start = log.now();
+    let at = |seconds: u32| start.saturating_add(SECOND * seconds);
+    log.add([
+        flow("ended").with_label("of", "us"),
+        flow("waiting"),
+        flow("asleep").with_label("of", "us").with_queue("other"),
+        flow("running"),
+        flow("new").with_start(Start::At(at(10))).with_label("of", "us"),
+        flow("late").with_start(Start::At(at(50))).with_priority(3),
+        NewFlow::new(id("stalled"), "Refund", 1, ""),
+    ])
+    .await;
+    log.go(&log.take_flow("ended").await.lease, 1, complete()).await;
+    log.suspend(&log.take_flow("waiting").await.lease, 1, None, &[signal("go")]).await;
+    log.suspend(&log.take_flow("asleep").await.lease, 1, Some(at(20)), &[]).await;
+    log.take_flow("running").await;
+    log.go(&log.take_flow("stalled").await.lease, 1, stall("build-1")).await;
+    let all = Filter::all;
+    let cases: [(Filter, &[&str]); 12] = [
+        (all().due_before(at(10)), &[]),
+        (all().due_before(at(11)), &["new"]),
+        (all().due_before(at(31)), &["asleep", "running", "new"]),
+        (all().due_before(at(31)).with_state(FlowState::Running), &["running"]),
+        (all().due_before(at(31)).with_queue("other"), &["asleep"]),
+        (all().due_before(at(31)).with_queue("nobody's"), &[]),
+        (all().due_before(at(31)).with_label("of", "us"), &["asleep", "new"]),
+        (all().due_before(at(31)).with_flow_type("Refund"), &[]),
+        (all().due_from(at(10)), &["asleep", "running", "new", "late"]),
+        (all().due_from(at(20)).due_before(at(50)), &["asleep", "running"]),
+        (all().due_from(at(50)).due_before(at(20)), &[]),
+        (all().due_before(Timestamp::MAX), &["asleep", "running", "new", "late"]),
+    ];
+    for (filter, expected) in cases {
+        for limit in [1, 2, 100] {
+            let (mut found, mut after) = (Vec::new(), None);
+            loop {
+                let page = log.list(&filter, after, limit).await.unwrap();
+                found.extend(page.flows.into_iter().map(|flow| flow.id.to_string()));
+                after = page.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(found, expected, "{filter:?}, at most {limit} in a page");
+        }
+        let counts = log.counts(&filter).await.unwrap();
+        assert_eq!(counts.iter().map(|count| count.flows).sum::<u64>(), expected.len() as u64, "{filter:?}");
+        assert!(counts.iter().all(|count| count.oldest_due_at.is_some()), "{filter:?}");
+    }
 }
 
 /// What one handle has written every other one reads.
@@ -240,7 +308,7 @@ pub async fn reads_see_what_was_written(harness: &impl Harness) {
         assert_eq!(other.state(&name).await, FlowState::Running);
         log.commit(steps(&lease, 1, 0, 1)).await.unwrap();
         assert_eq!(other.records(&name).await.len(), 1);
-        other.tell(&name, &super::scene::signal("go"), "").await;
+        other.tell(&name, &signal("go"), "").await;
         assert_eq!(log.mail(&name).await.len(), 1);
         other.cancel(&id(&name), "").await.unwrap();
         assert_eq!(log.state(&name).await, FlowState::Cancelled);

@@ -544,6 +544,7 @@ impl Script {
                 };
                 (filter.created_from, filter.created_before) = (instant(), instant());
                 (filter.finished_from, filter.finished_before) = (instant(), instant());
+                (filter.due_from, filter.due_before) = (instant(), instant());
                 let counts = (self.model.counts(&filter).await, self.log.counts(&filter).await);
                 self.same(("counts", &filter), counts.0, counts.1);
                 let model = pages(&self.model, &filter, limit + 1).await;

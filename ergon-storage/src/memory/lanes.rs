@@ -142,6 +142,13 @@ impl Lanes {
         })
     }
 
+    /// The flows that are due between these instants, of which the second is excluded.
+    pub(super) fn between(&self, from: Timestamp, before: Timestamp) -> impl Iterator<Item = u64> {
+        let all = self.0.values().flat_map(BTreeMap::values);
+        let some = all.filter(move |_| from < before).flat_map(move |flows| flows.range((from, 0)..(before, 0)));
+        some.map(|(_, number)| *number)
+    }
+
     /// When the first flow of these lanes is due.
     pub(super) fn next_due_at(&self, lanes: &BTreeSet<Lane>) -> Option<Timestamp> {
         let sets = lanes.iter().filter_map(|lane| self.0.get(lane)).flat_map(BTreeMap::values);

@@ -10,7 +10,7 @@ use super::{
     error::Remedy,
     pool::{Repeat, Role},
     row::{self, SEQ_LAST, get},
-    statements::{CHILDREN, FLOW_COLUMNS, FLOWS, LABELLED, Statement},
+    statements::{CHILDREN, DUE, FLOW_COLUMNS, FLOWS, LABELLED, Statement},
     text::{escape, escape_line},
 };
 use crate::{
@@ -109,6 +109,8 @@ impl Selection {
         if let Some(parent) = &filter.parent {
             (selection.sql, selection.key) = (CHILDREN.to_owned(), "a.key + 0");
             selection.bind(escape(parent.as_str()).into_owned());
+        } else if filter.is_about_due() {
+            (selection.sql, selection.key) = (DUE.to_owned(), "f.key + 0");
         } else if let Some((name, value)) = labels.next() {
             (selection.sql, selection.key) = (LABELLED.to_owned(), "n.flow");
             selection.bind(escape(name).into_owned());
@@ -130,6 +132,8 @@ impl Selection {
             ("a.created_us", "<", filter.created_before),
             ("f.finished_us", ">=", filter.finished_from),
             ("f.finished_us", "<", filter.finished_before),
+            ("f.due_us", ">=", filter.due_from),
+            ("f.due_us", "<", filter.due_before),
         ] {
             if let Some(at) = at {
                 let at = selection.bind(at.as_micros());
@@ -141,6 +145,10 @@ impl Selection {
             selection.sql.extend([" AND f.state IN (", &states.join(", "), ")"]);
         }
         let mut conditions = Vec::new();
+        if filter.is_about_due() {
+            // All lanes, where nothing else is said, for the index begins with them.
+            conditions.push("true".to_owned());
+        }
         for (column, wanted) in [("queue", &filter.queue), ("flow_type", &filter.flow_type)] {
             if let Some(wanted) = wanted {
                 let wanted = selection.bind(escape(wanted).into_owned());
@@ -204,7 +212,7 @@ pub(super) async fn counts(log: &Inner, filter: &Filter) -> Result<Vec<Count>> {
     let rows = if *filter == Filter::all() {
         log.pool.query(Role::Reads, Statement::Counts, &[], Repeat::Safe).await?
     } else {
-        let columns = "SELECT f.lane, f.state, count(*), min(CASE WHEN f.state = 1 THEN f.due_us END)";
+        let columns = "SELECT f.lane, f.state, count(*), min(f.due_us)";
         Selection::new(filter, 0).ask(log, columns, " GROUP BY f.lane, f.state").await?
     };
     let lanes = log.lanes.know(&log.pool, &rows, 0).await?;

@@ -58,6 +58,10 @@ macro_rules! message_columns {
 pub(super) const FLOW_COLUMNS: &str = concat!("SELECT ", flow_columns!());
 /// All flows after a key; conditions are added.
 pub(super) const FLOWS: &str = " FROM {s}.flows f JOIN {s}.facts a ON a.key = ANY (ARRAY[f.key]) WHERE f.key > $1";
+/// Flows after a key that are due at some time; conditions on the lane and the instant are added. Nobody is to think of looking
+/// for them by the index over keys.
+pub(super) const DUE: &str = " FROM {s}.flows f JOIN {s}.facts a ON a.key = ANY (ARRAY[f.key]) \
+     WHERE f.key + 0 > $1 AND f.due_us IS NOT NULL";
 /// The children of a flow after a key.
 pub(super) const CHILDREN: &str = " FROM {s}.facts a JOIN {s}.flows f ON f.key = ANY (ARRAY[a.key]) \
      WHERE a.parent_id = $2 AND a.parent_path IS NOT NULL AND a.key + 0 > $1";
@@ -224,7 +228,7 @@ statements! {
     Items: "SELECT i.seq, i.at_us, i.run, i.epoch, i.path, i.attempt, i.payload FROM {s}.facts a LEFT JOIN LATERAL \
         (SELECT * FROM {s}.items i WHERE i.flow = a.key AND i.feed = $2 AND i.seq > $3 ORDER BY i.seq LIMIT $4) i ON true \
         WHERE a.id = $1 ORDER BY i.seq";
-    Counts: "SELECT lane, state, count(*), min(CASE WHEN state = 1 THEN due_us END) FROM {s}.flows GROUP BY lane, state";
+    Counts: "SELECT lane, state, count(*), min(due_us) FROM {s}.flows GROUP BY lane, state";
 
     Extras: "SELECT CASE WHEN a.run > 1 THEN a.input END, f.messages, f.again, f.stalled_by, \
         ARRAY(SELECT m.key FROM {s}.message_keys m WHERE m.flow = a.key), \

@@ -509,7 +509,14 @@ fn put_filter(args: &mut Args, filter: &Filter) {
     args.text(filter.parent.as_ref().map_or("", FlowId::as_str));
     // A sign before it tells an empty text from none.
     args.text(filter.reason.as_ref().map(|text| format!("={text}")).unwrap_or_default());
-    for at in [filter.created_from, filter.created_before, filter.finished_from, filter.finished_before] {
+    for at in [
+        filter.created_from,
+        filter.created_before,
+        filter.finished_from,
+        filter.finished_before,
+        filter.due_from,
+        filter.due_before,
+    ] {
         match at {
             Some(at) => args.number(at.as_micros()),
             None => args.text(""),

@@ -2,12 +2,15 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use ergon_storage::{Affinity, Count, Cursor, ExecutionLog, Filter, FlowInfo, FlowState, Takeover, Timestamp};
+use ergon_storage::{Count, Cursor, ExecutionLog, Filter, FlowInfo, FlowState, Timestamp};
 
 use crate::{StorageError, timeline::brief};
 
 /// For how long a flow that is due may wait for a worker before people are told.
 const NEGLECTED_AFTER: Duration = Duration::from_secs(60);
+
+/// What a worker may claim when it is due: a running flow, too, when its lease has ended.
+const LIVE: [FlowState; 3] = [FlowState::Scheduled, FlowState::Running, FlowState::Suspended];
 
 /// Why a flow needs a person. With `{}` what happened and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,9 +21,10 @@ pub enum Problem {
     /// It has come to a standstill, for this reason: its code does not match its history, its value cannot be read,
     /// or the workers that had it died over it. Nothing is lost.
     Stalled(Arc<str>),
-    /// It has been due for that long, and no worker has claimed it.
+    /// It has been due for that long, and no worker has claimed it: a new flow, one that wakes by itself, or one whose worker is
+    /// gone.
     Neglected(Duration),
-    /// It is due and must not move (see [`Takeover::Never`]), and the log has not heard of this worker of late, which it is
+    /// It is due and must not move (see [`Takeover::Never`](ergon_storage::Takeover::Never)), and the log has not heard of this worker of late, which it is
     /// bound to.
     Abandoned(Arc<str>),
 }
@@ -35,7 +39,7 @@ impl Problem {
         match info.state {
             FlowState::Failed => Some(Self::Failed(reason())),
             FlowState::Stalled => Some(Self::Stalled(reason())),
-            FlowState::Scheduled => {
+            FlowState::Scheduled | FlowState::Running | FlowState::Suspended => {
                 let since = now.since(info.due_at?);
                 (since > NEGLECTED_AFTER).then_some(Self::Neglected(since))
             }
@@ -97,7 +101,7 @@ pub struct Attention {
     pub flows: Vec<Troubled>,
     /// Where the next page of them begins; `None` when this one reached the end.
     pub next: Option<Cursor>,
-    /// The kinds of flows of which some have been due for more than a minute, and no worker has claimed them.
+    /// The flows that have been due for more than a minute, and no worker has claimed them, by their kinds and states.
     pub neglected: Vec<Count>,
     /// When this was read, by the log's clock.
     pub at: Timestamp,
@@ -124,12 +128,13 @@ impl Attention {
             attention.flows = page.flows.into_iter().filter_map(troubled).collect();
             attention.next = page.next;
         }
-        if after.is_none() {
-            attention.add_abandoned(log, filter, limit).await?;
-        }
-        if let Some(filter) = of(&[FlowState::Scheduled]) {
-            let is_neglected = |count: &Count| count.oldest_due_at.is_some_and(|at| now.since(at) > NEGLECTED_AFTER);
-            attention.neglected = log.counts(&filter).await?.into_iter().filter(is_neglected).collect();
+        if let Some(filter) = of(&LIVE) {
+            if after.is_none() {
+                attention.add_abandoned(log, filter.clone(), limit).await?;
+            }
+            let long_ago = Timestamp::EPOCH.saturating_add(now.since(Timestamp::EPOCH).saturating_sub(NEGLECTED_AFTER));
+            let before = filter.due_before.map_or(long_ago, |before| before.min(long_ago));
+            attention.neglected = log.counts(&filter.due_before(before)).await?;
         }
         Ok(attention)
     }
@@ -138,27 +143,22 @@ impl Attention {
     async fn add_abandoned(
         &mut self,
         log: &dyn ExecutionLog,
-        filter: &Filter,
+        filter: Filter,
         limit: usize,
     ) -> Result<(), StorageError> {
-        /// How many flows that never move are read at once.
+        /// How many flows are read at once.
         const PAGE: usize = 500;
-        let never = Affinity::Require { takeover: Takeover::Never }.to_label().unwrap_or_default();
-        let mut found: Vec<Troubled> = Vec::new();
-        for name in [Affinity::LABEL, Affinity::SESSION_LABEL] {
-            let bound = filter.clone().with_label(name, never.as_str());
-            let mut after = None;
-            while found.len() < limit {
-                let page = log.list(&bound, after, PAGE).await?;
-                for flow in page.flows.into_iter().filter(FlowInfo::is_abandoned) {
-                    let problem = Problem::of(&flow, self.at);
-                    let is_new = found.iter().all(|other| other.flow.id != flow.id);
-                    found.extend(problem.filter(|_| is_new).map(|problem| Troubled { flow, problem }));
-                }
-                after = page.next;
-                if after.is_none() {
-                    break;
-                }
+        // Such a flow is never due.
+        let filter = filter.due_from(Timestamp::MAX);
+        let (mut found, mut after) = (Vec::new(), None);
+        while found.len() < limit {
+            let page = log.list(&filter, after, PAGE).await?;
+            for flow in page.flows.into_iter().filter(FlowInfo::is_abandoned) {
+                found.extend(Problem::of(&flow, self.at).map(|problem| Troubled { flow, problem }));
+            }
+            after = page.next;
+            if after.is_none() {
+                break;
             }
         }
         found.truncate(limit);
@@ -184,12 +184,12 @@ impl fmt::Display for Attention {
             writeln!(f, "… and more")?;
         }
         for count in &self.neglected {
-            let Count { flows, flow_type, version, queue, .. } = count;
+            let Count { flows, flow_type, version, queue, state, .. } = count;
             let since = count.oldest_due_at.map(|at| self.at.since(at)).unwrap_or_default();
             let problem = Problem::Neglected(since);
             writeln!(
                 f,
-                "{flows} of {flow_type} (version {version}) in queue {queue:?}, at least one of them: {problem}"
+                "{flows} of {flow_type} (version {version}) in queue {queue:?}, {state}, the first of them: {problem}"
             )?;
         }
         Ok(())

@@ -142,7 +142,8 @@ impl Admin {
     }
 
     /// Everything that needs a person, and what to do: the flows that have failed or are stalled, at most `limit`
-    /// after the cursor, and the kinds of flows that no worker claims. Of the states that the filter names, others count
+    /// after the cursor, and the kinds of flows that no worker claims: new ones, suspended ones that are due, and running ones
+    /// whose worker is gone. Of the states that the filter names, others count
     /// for nothing.
     ///
     /// # Errors

@@ -103,19 +103,25 @@ do
         return { encode(r), encode_cold(r), accepted, keys, feeds }
     end
 
+    READS = { f = read_flow, h = read_history, m = read_mail, i = read_items, x = read_extras }
+end
+
+-- Those about many flows. Lua takes 200 local names at a time at most.
+do
     -- What a filter asks of a flow, out of the arguments.
     local function read_filter()
         local filter = { states = arg(), of_type = arg(), queue = arg(), parent = arg(), reason = arg(), labels = {} }
         filter.has_reason = sub(filter.reason, 1, 1) == '='
         filter.reason = sub(filter.reason, 2)
-        local from, before, finished_from, finished_before = arg(), arg(), arg(), arg()
+        local from, before, finished_from, finished_before, due_from, due_before = arg(), arg(), arg(), arg(), arg(), arg()
         filter.created_from, filter.created_before = to_number(from), to_number(before)
         filter.finished_from, filter.finished_before = to_number(finished_from), to_number(finished_before)
+        filter.due_from, filter.due_before = to_number(due_from), to_number(due_before)
         for place = 1, number() do
             filter.labels[place] = arg()
         end
         filter.is_cold = filter.has_reason or #filter.labels > 0 or filter.created_from or filter.created_before
-            or filter.finished_from or filter.finished_before
+            or filter.finished_from or filter.finished_before or filter.due_from or filter.due_before
         return filter
     end
 
@@ -151,9 +157,71 @@ do
             or filter.created_before and r.created >= filter.created_before then
             return false
         end
+        if (filter.due_from or filter.due_before) and r.due == NEVER
+            or filter.due_from and r.due < filter.due_from
+            or filter.due_before and r.due >= filter.due_before then
+            return false
+        end
         return not ((filter.finished_from or filter.finished_before) and r.finished == NEVER
             or filter.finished_from and r.finished < filter.finished_from
             or filter.finished_before and r.finished >= filter.finished_before)
+    end
+
+    -- How many flows are looked up by when they are due; where there are more, all flows are looked at.
+    local DUE_MAX = 10000
+
+    -- The numbers of the flows of these lanes that are due when a filter asks for it, in their order; nil when it does not, or
+    -- when they are too many.
+    local function numbers_due(filter, known, accepted)
+        if not filter.due_from and not filter.due_before then
+            return
+        end
+        local from = filter.due_from and format('%.0f', filter.due_from) or '-inf'
+        local before = filter.due_before and '(' .. format('%.0f', filter.due_before) or '+inf'
+        local all = {}
+        local function add(name)
+            if #all + call('ZCOUNT', name, from, before) > DUE_MAX then
+                return false
+            end
+            local some = call('ZRANGEBYSCORE', name, from, before)
+            for place = 1, #some do
+                all[#all + 1] = to_number(some[place], 16)
+            end
+            return true
+        end
+        for index = 2, #known, 2 do
+            local lane, priorities = match(known[index], '^(%d+)(.*)$')
+            if accepted[to_number(lane)] then
+                for priority in matches(priorities, '%S+') do
+                    local place = lane .. ':' .. priority
+                    if not add(prefix .. 'q:' .. place) or not add(prefix .. 'w:' .. place) then
+                        return
+                    end
+                end
+            end
+        end
+        sort(all)
+        return all
+    end
+
+    -- The numbers of flows after this one, at most so many: out of a list, or of an index.
+    local function numbers_after(last, listed, source, page)
+        local found = {}
+        if listed then
+            for place = 1, #listed do
+                if listed[place] > last and #found < page then
+                    found[#found + 1] = listed[place]
+                end
+            end
+            return found
+        end
+        local some = call(
+            'ZRANGEBYSCORE', prefix .. source, '(' .. format('%.0f', last), '+inf', 'WITHSCORES', 'LIMIT', 0, page
+        )
+        for index = 2, #some, 2 do
+            found[#found + 1] = to_number(some[index])
+        end
+        return found
     end
 
     -- Hands the flows after a number that pass a filter to `take`, as it is kept, until `wanted` says no or enough was
@@ -170,22 +238,21 @@ do
         end
         local last, scanned = after, 0
         local source = filter.labels[1] and 'a:' .. filter.labels[1] or filter.parent ~= '' and 'c:' .. filter.parent or 'ids'
+        local listed = numbers_due(filter, known, accepted)
         while wanted() > 0 and scanned < 2000 do
             local page = least(500, greatest(wanted(), 50))
-            local some = call(
-                'ZRANGEBYSCORE', prefix .. source, '(' .. format('%.0f', last), '+inf', 'WITHSCORES', 'LIMIT', 0, page
-            )
+            local some = numbers_after(last, listed, source, page)
             local numbers, names = {}, {}
-            for index = 2, #some, 2 do
-                numbers[#numbers + 1] = name_of(to_number(some[index]))
-                names[#names + 1] = prefix .. 'f:' .. numbers[#numbers]
+            for index = 1, #some do
+                numbers[index] = name_of(some[index])
+                names[index] = prefix .. 'f:' .. numbers[index]
             end
             local raws = #names > 0 and call('MGET', unpack_list(names)) or {}
             for index = 1, #raws do
                 if wanted() <= 0 then
                     break
                 end
-                last = to_number(some[2 * index])
+                last = some[index]
                 local raw = raws[index]
                 -- The state is the first byte of a row.
                 if raw and (filter.states == '' or find(filter.states, byte(raw, 1), 1, true)) then
@@ -232,7 +299,7 @@ do
                 counted[place], found[#found + 1] = entry, entry
             end
             entry[3] = entry[3] + 1
-            if r.state == SCHEDULED and (r.id or guard(warm, r)) then
+            if r.state <= SUSPENDED and (r.id or guard(warm, r)) then
                 entry[4] = earlier(entry[4], r.due)
             end
         end)
@@ -242,34 +309,67 @@ do
         return { found, format('%.0f', last), is_all, known }
     end
 
+    -- How many flows are looked at to find the first of a state among those of two.
+    local FIRST_MAX = 2000
+
+    -- When the first flow of each of these states is due that an index has. Of two states that share it, the one whose first is
+    -- later is looked for among the first flows only.
+    local function first_due(name, states)
+        local first, missing, from = {}, #states, 0
+        while missing > 0 and from < FIRST_MAX do
+            local last = from == 0 and 0 or from + 499
+            local page = call('ZRANGE', name, digits(from), digits(last), 'WITHSCORES')
+            local names = {}
+            for place = 1, #page, 2 do
+                names[#names + 1] = prefix .. 'f:' .. page[place]
+            end
+            local raws = names[1] and call('MGET', unpack_list(names)) or {}
+            for place = 1, #raws do
+                local state = raws[place] and byte(raws[place], 1)
+                if state and not first[state] then
+                    first[state], missing = to_number(page[2 * place]), missing - 1
+                end
+            end
+            if #names <= last - from then
+                break
+            end
+            from = last + 1
+        end
+        return first
+    end
+
     -- Every lane and state that has flows: the lane's name, the state, how many, and the first due instant.
     local function read_counts()
         local known, numbers = call('HGETALL', prefix .. 'lanes'), {}
         for index = 1, #known, 2 do
-            numbers[match(known[index + 1], '^%d+')] = { known[index], known[index + 1] }
+            numbers[match(known[index + 1], '^%d+')] = { name = known[index], all = known[index + 1], states = {}, due = {} }
         end
         local all, found = call('HGETALL', prefix .. 'counts'), {}
         for index = 1, #all, 2 do
             local lane, state = match(all[index], '^(%d+):(%d+)$')
-            local first = NEVER
-            local is_known = numbers[lane] and to_number(all[index + 1])
-            if is_known and state == '1' then
-                for priority in matches(match(numbers[lane][2], '^%d+(.*)$'), '%S+') do
-                    local head = call('ZRANGE', prefix .. 'q:' .. lane .. ':' .. priority, 0, 0, 'WITHSCORES')
-                    if head[1] then
-                        first = earlier(first, to_number(head[2]))
-                    end
+            if numbers[lane] then
+                numbers[lane].states[to_number(state)] = to_number(all[index + 1])
+            end
+        end
+        for lane, entry in each(numbers) do
+            local is_any, others = entry.states, {}
+            others[1] = is_any[RUNNING] and RUNNING
+            others[#others + 1] = is_any[SUSPENDED] and SUSPENDED
+            for priority in matches(match(entry.all, '^%d+(.*)$'), '%S+') do
+                local place = lane .. ':' .. priority
+                local waiting = is_any[SCHEDULED] and call('ZRANGE', prefix .. 'q:' .. place, 0, 0, 'WITHSCORES') or {}
+                local first = first_due(prefix .. 'w:' .. place, others)
+                first[SCHEDULED] = to_number(waiting[2])
+                for state, at in each(first) do
+                    entry.due[state] = earlier(entry.due[state] or NEVER, at)
                 end
             end
-            if is_known then
-                found[#found + 1] = { numbers[lane][1], to_number(state), to_number(all[index + 1]), text(first) }
+            for state, amount in each(is_any) do
+                found[#found + 1] = { entry.name, state, amount, text(entry.due[state] or NEVER) }
             end
         end
         return found
     end
 
-    READS = {
-        f = read_flow, h = read_history, m = read_mail, i = read_items, l = read_list, c = read_counts, n = read_count,
-        x = read_extras,
-    }
+    READS.l, READS.c, READS.n = read_list, read_counts, read_count
 end
