@@ -2,8 +2,8 @@
 //!
 //! [`FaultyLog`] stands between an engine and its log and breaks what is asked of it. [`TestClock`] lets hours pass
 //! in moments. [`Trace`] is where step bodies note that they ran. [`Place`] is a log to run on, in memory, in a file or
-//! on a server. [`mutate`] breaks input at random. [`fleet`] starts worker processes on any log, makes trouble, and looks
-//! at what they did; [`job`] is what they run.
+//! on a server. [`mutate`] breaks input at random, and [`outside`] looks at what becomes of it. [`fleet`] starts worker
+//! processes on any log, makes trouble, and looks at what they did; [`job`] is what they run.
 
 mod clock;
 mod faulty;
@@ -12,6 +12,7 @@ mod gate;
 pub mod job;
 mod measured;
 pub mod mutate;
+pub mod outside;
 mod place;
 pub mod skew;
 mod trace;

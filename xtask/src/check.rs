@@ -21,6 +21,8 @@ pub(crate) fn run() -> Result {
         let mut doc = cargo(["doc", "--workspace", "--no-deps", "--all-features"]);
         shell::run(doc.env("RUSTDOCFLAGS", "-D warnings"))
     });
+    parts
+        .run("what the fuzzer runs", || shell::run(cargo(["clippy", "--manifest-path", "fuzz/Cargo.toml"]).args(DENY)));
     for Package { name, features } in packages.iter().filter(|package| !package.features.is_empty()) {
         parts.run(format!("{name} without features"), || shell::run(clippy_of(name).args(DENY)));
         for feature in features.iter().filter(|feature| *feature != "default") {

@@ -97,6 +97,15 @@ pub(crate) fn need_component(component: &str, subcommand: &str) -> Result {
     )))
 }
 
+/// The subcommand of cargo that runs a fuzzer.
+pub(crate) fn need_cargo_fuzz() -> Result {
+    if output(&mut shell::cargo(["fuzz", "--version"])).is_some() {
+        return Ok(());
+    }
+    eprintln!("there is no `cargo fuzz`; installing it");
+    run(&mut shell::cargo(["install", "--locked", "cargo-fuzz"]))
+}
+
 /// True when rustup has this toolchain.
 pub(crate) fn has_toolchain(version: &str) -> bool {
     output(Command::new("rustup").args(["toolchain", "list"]))

@@ -5,6 +5,7 @@
 
 mod bench;
 mod check;
+mod fuzz;
 mod guard;
 mod machine;
 mod mutants;
@@ -22,6 +23,8 @@ The project's own commands. Run them anywhere in the repository.
   cargo xtask sim [ARGS]      run the engine on a virtual clock over a log that misbehaves, by 20,000 seeds
                               (`--seeds N`, `--first S`, ERGON_SIM_SEEDS=N; `--seed S` repeats one and tells it)
   cargo xtask mutants [NAME]  plant known bugs, one at a time, and see whether the simulation finds them
+  cargo xtask fuzz [TARGET]   let a fuzzer choose what comes from outside: a minute for each target, `--minutes N` for
+                              more (address, import, macros, name, payload)
   cargo xtask check           formatting, lints, documentation, each feature alone, the oldest supported Rust
   cargo xtask bench [ARGS]    measure ergon, the raw limit and the peers, in release mode; `cargo xtask bench --help`
   cargo xtask guard           count the instructions of the hot path and compare them with benches/baseline.json
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Some("test") => test::run(&args),
         Some("sim") => sim::run(&args),
         Some("mutants") => mutants::run(&args),
+        Some("fuzz") => fuzz::run(&args),
         Some("check") => no_arguments("check", &args).and_then(|()| check::run()),
         Some("bench") => bench::run(&args),
         Some("guard") => guard::command(&args),
