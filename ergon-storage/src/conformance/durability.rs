@@ -59,6 +59,12 @@ pub async fn a_store_that_is_opened_again_is_the_same(harness: &impl Harness) {
             before.info.due_at = after.info.due_at;
         }
     }
+    for (before, after) in before.counts.iter_mut().zip(&after.counts) {
+        if before.state == FlowState::Running {
+            assert!(after.oldest_due_at <= before.oldest_due_at, "nor is that of any of them");
+            before.oldest_due_at = after.oldest_due_at;
+        }
+    }
     after.assert_is(&before, "it is as it was");
     let again = log.reopen().await;
     again.snapshot().await.assert_is(&before, "it stays as it was");
