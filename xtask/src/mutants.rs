@@ -134,7 +134,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "calls of a clean-up come to nothing",
-        file: JOURNAL,
+        file: "ergon/src/journal/ask.rs",
         before: "let is_over = ",
         right: "when_cancelled == WhenCancelled::Ends && self.is_cleaning_up()",
         wrong: "self.is_cleaning_up()",
@@ -197,7 +197,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "a message that was handed to a dropped wait is lost",
-        file: JOURNAL,
+        file: "ergon/src/journal/mail.rs",
         before: "",
         right: "self.mail.entry(message.channel.clone()).or_default().insert(message.seq, message);",
         wrong: "drop(message);",

@@ -14,20 +14,20 @@
 //! **Invariant:** while recorded outcomes of the flow's scope wait to be released, no body starts, no wait ends
 //! and nothing new is recorded.
 
+mod ask;
 mod beat;
 mod call;
 mod cleanup;
 mod history;
+mod mail;
 mod release;
 mod scope;
 mod seal;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
-    panic::Location,
     sync::Arc,
     task::Waker,
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -42,6 +42,7 @@ pub(crate) use self::cleanup::{CleaningUp, CleanupCause, Opened, ScopeId};
 use self::{
     call::{Call, State, TimeLimit, UNCERTAIN, WhenCancelled},
     cleanup::{Cancel, OpenScope},
+    mail::{Hold, Reserved, handed},
     scope::Scope,
 };
 use crate::numbers::NumberMap;
@@ -216,173 +217,9 @@ impl Journal {
 
     // ---- called by the flow's code -----------------------------------------------------------------------
 
-    /// Makes a call. Its place is settled at the next [`seal`](Self::seal).
-    pub(crate) fn call(
-        &mut self,
-        place: Place,
-        key: CallKey,
-        spec: Spec,
-        location: &'static Location<'static>,
-    ) -> CallId {
-        self.made += 1;
-        let reference = match &spec {
-            Spec::Child { flow, .. } => Some(Arc::from(flow.id.as_str())),
-            _ => None,
-        };
-        let when_cancelled = match place {
-            Place::Flow if self.is_inside => WhenCancelled::GoesOn,
-            Place::Flow => WhenCancelled::Ends,
-            Place::Step(owner) => self.calls.get(owner.0).map_or(WhenCancelled::Ends, |owner| owner.when_cancelled),
-        };
-        let is_over = when_cancelled == WhenCancelled::Ends && self.is_cleaning_up();
-        let id = CallId(self.calls.insert(Call {
-            place,
-            key,
-            spec,
-            location,
-            made: self.made,
-            path: None,
-            state: if is_over { State::Over } else { State::Made },
-            when_cancelled,
-            polled: false,
-            orphan: false,
-            quiet: false,
-            attempts: 0,
-            attempt_seq: 0,
-            begun: 0,
-            started_at: self.now,
-            limit: None,
-            pulse: None,
-            begun_seq: 0,
-            waker: None,
-            reference,
-        }));
-        match place {
-            _ if is_over => {}
-            Place::Flow => {
-                self.beginnings += 1;
-                self.root.group.push(id);
-            }
-            Place::Step(owner) => {
-                let scope = self.open_scope(owner);
-                scope.group.push(id);
-                scope.open.insert(id);
-            }
-        }
-        id
-    }
-
     /// The number that the next call of the flow's scope will most likely have.
     pub(crate) fn next_position(&self) -> u32 {
         self.root.next_position + u32::try_from(self.root.group.len()).unwrap_or(u32::MAX)
-    }
-
-    /// Asks for the outcome of a call, or whether its body may run.
-    pub(crate) fn poll(&mut self, id: CallId, waker: &Waker) -> CallPoll {
-        let Some(call) = self.calls.get_mut(id.0) else { return CallPoll::Pending };
-        if let State::Released { .. } = call.state {
-            let call = self.remove(id);
-            self.note_failure(&call);
-            // Taken: now, and only now, the message is consumed.
-            let reserved = handed(&call).and_then(|(seq, owner)| Some((seq, self.reserved.get_mut(&seq)?, owner)));
-            let own = reserved.filter(|(_, reserved, owner)| reserved.owner == **owner);
-            let arrived =
-                own.and_then(|(seq, reserved, owner)| match std::mem::replace(&mut reserved.hold, Hold::Taken) {
-                    Hold::Untaken(Some(message)) => Some(message.seq),
-                    // Far back in the mailbox, perhaps. When the body has ended, its history no longer tells that it took it.
-                    Hold::Untaken(None) if owner.parent().is_some() => Some(seq),
-                    _ => None,
-                });
-            let State::Released { outcome, message: held } = call.state else { return CallPoll::Pending };
-            self.batch.consumed.extend(held.map(|message| message.seq).or(arrived));
-            return CallPoll::Ready(outcome);
-        }
-        if !call.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            call.waker = Some(waker.clone());
-        }
-        if let State::Running = call.state {
-            if call.is_lost() {
-                return CallPoll::Lost { attempt: call.attempts + 1 };
-            }
-            let time_is_up = match (&call.limit, &call.pulse) {
-                (Some(limit), _) if limit.passed => Some(TimeUp::Limit),
-                (_, Some(pulse)) if pulse.is_silent() => Some(TimeUp::Silence),
-                _ => None,
-            };
-            return CallPoll::Run { attempt: call.attempts + 1, time_is_up };
-        }
-        if let State::Over = call.state {
-            if self.is_inside {
-                self.awaited_over = Some(call.key.clone());
-            }
-        } else if !call.polled {
-            call.polled = true;
-            self.beginnings += u64::from(call.place == Place::Flow);
-            self.watch_for(id);
-        }
-        CallPoll::Pending
-    }
-
-    /// Forgets a call whose future was dropped. What it would have consumed stays where it is.
-    pub(crate) fn drop_call(&mut self, id: CallId) {
-        if !self.calls.contains(id.0) {
-            return;
-        }
-        let call = &mut self.calls[id.0];
-        match (&call.state, &call.spec) {
-            (State::Made | State::Unrecorded, Spec::Child { .. }) => {
-                call.orphan = true;
-                return;
-            }
-            (State::Over, _) => {
-                self.calls.remove(id.0);
-                return;
-            }
-            // A call counts from the moment it is made, even when nothing ever comes of it.
-            (State::Made, _) => {
-                call.state = State::Abandoned;
-                return;
-            }
-            _ => {}
-        }
-        self.unwatch(id);
-        let call = self.remove(id);
-        self.note_failure(&call);
-        if let Some((seq, owner)) = handed(&call) {
-            self.give_back(seq, owner);
-        }
-        if let (Spec::Step { .. }, Some(path)) = (&call.spec, &call.path) {
-            self.give_back_below(path);
-        }
-        match call.state {
-            State::Replaying { .. } => {
-                if let Some(path) = &call.path {
-                    self.matched.insert(path.position(), None);
-                }
-            }
-            State::Unrecorded => {
-                self.unrecorded.remove(&id);
-            }
-            State::Running => self.busy -= usize::from(!call.quiet),
-            State::Recorded { seq, .. } => {
-                if let Ok(place) = self.fresh.binary_search_by_key(&seq, |(fresh, _)| *fresh) {
-                    self.fresh.remove(place);
-                }
-            }
-            State::Released { message: Some(message), .. } => {
-                // Handed over but never taken: the message goes back, unconsumed. Its record stays, and a replay
-                // hands it to the same call, which drops it again.
-                self.let_go(message.seq, call.path.as_ref());
-                self.put_back(*message);
-            }
-            State::Made
-            | State::Abandoned
-            | State::Idle
-            | State::Backoff(_)
-            | State::Waiting { .. }
-            | State::Released { .. }
-            | State::Over => {}
-        }
     }
 
     /// The path of a call, once it is sealed.
@@ -397,19 +234,6 @@ impl Journal {
         let path = call.path.clone().unwrap_or(CallPath::top(0));
         let progress = call.pulse.as_ref().and_then(|pulse| pulse.progress());
         (path, call.key.args_hash, history::ordinal(call.reference.as_deref()), progress)
-    }
-
-    /// Gives a signal that was made in this pass a time limit, which is part of its identity. False when its
-    /// place is settled already.
-    pub(crate) fn set_limit(&mut self, id: CallId, limit: Duration, args_hash: u64) -> bool {
-        match self.calls.get_mut(id.0) {
-            Some(call) if matches!(call.state, State::Made) => {
-                call.spec = Spec::Signal { limit: Some(limit) };
-                call.key.args_hash = args_hash;
-                true
-            }
-            _ => false,
-        }
     }
 
     /// The flow id of a child, as the history has it.
@@ -725,56 +549,6 @@ impl Journal {
         Wake { at: self.timers.first().map(|(due, _)| *due), channels }
     }
 
-    /// Adds messages from the mailbox, in the order of their numbers. Those known already are passed over.
-    pub(crate) fn receive(&mut self, messages: impl IntoIterator<Item = Message>) {
-        for message in messages {
-            let seen = self.mail_seen.entry(message.channel.clone()).or_default();
-            if message.seq <= *seen {
-                continue;
-            }
-            *seen = message.seq;
-            match self.reserved.get_mut(&message.seq).map(|reserved| &mut reserved.hold) {
-                Some(Hold::Untaken(held)) => *held = Some(message),
-                // It was taken before the process died that had not written so.
-                Some(Hold::Taken) => self.batch.consumed.push(message.seq),
-                None => self.put_back(message),
-            }
-        }
-    }
-
-    /// The waits for signals that end with their time limit, unless the mailbox holds a message for them which is not
-    /// known here: it must be read once more.
-    pub(crate) fn overdue(&self, now: impl FnOnce() -> Timestamp) -> Vec<u64> {
-        if self.timers.is_empty() {
-            return Vec::new();
-        }
-        let now = now();
-        let due = self.timers.iter().take_while(|(due, _)| *due <= now);
-        let waits = due.map(|(_, id)| &self.calls[id.0]).filter(|call| matches!(call.spec, Spec::Signal { .. }));
-        waits.map(|call| call.made).filter(|made| !self.looked.contains(made)).collect()
-    }
-
-    /// The mailbox was read, from its beginning to its end, after these waits were overdue.
-    pub(crate) fn looked(&mut self, overdue: impl IntoIterator<Item = u64>) {
-        self.looked.extend(overdue);
-    }
-
-    /// True when a message waits on one of these channels that the flow does not take: handed to a wait that is held
-    /// without being polled, say. The log counts it as one that wakes the flow.
-    pub(crate) fn holds_mail(&self, channels: &[Channel]) -> bool {
-        let held = |call: &Call| match &call.state {
-            State::Released { message: Some(message), .. } => channels.contains(&message.channel),
-            _ => false,
-        };
-        let reserved = |reserved: &Reserved| match &reserved.hold {
-            Hold::Untaken(Some(message)) => channels.contains(&message.channel),
-            _ => false,
-        };
-        channels.iter().any(|channel| self.mail.contains_key(channel))
-            || self.calls.iter().any(|(_, call)| held(call))
-            || self.reserved.values().any(reserved)
-    }
-
     /// True when an outcome was released that the code has not taken yet.
     pub(crate) fn hands_over(&self) -> bool {
         self.handed_over.is_some()
@@ -797,11 +571,6 @@ impl Journal {
         let ended: HashSet<_> =
             children().filter(|record| record.phase.is_outcome()).map(|record| &record.path).collect();
         children().any(|record| record.path.parent().is_none() && !ended.contains(&record.path))
-    }
-
-    /// The number of the last message that arrived on this channel.
-    pub(crate) fn mail_seen(&self, channel: &Channel) -> u32 {
-        self.mail_seen.get(channel).copied().unwrap_or(0)
     }
 
     /// The number of the last record and when it was made.
@@ -836,171 +605,12 @@ impl Journal {
         again
     }
 
-    /// The messages that waits have taken, as the history tells: the mailbox may still have some of them.
-    pub(crate) fn taken(&self) -> Vec<u32> {
-        let taken = |(seq, reserved): (&u32, &Reserved)| matches!(reserved.hold, Hold::Taken).then_some(*seq);
-        self.reserved.iter().filter_map(taken).collect()
-    }
-
     /// The first call that could not be made, if any.
     pub(crate) fn take_refusal(&mut self) -> Option<Refusal> {
         self.refusal.take()
     }
 
     // ---- small parts -------------------------------------------------------------------------------------
-
-    /// Puts a call that waits for something into the index where that something is found.
-    fn watch_for(&mut self, id: CallId) {
-        let call = &self.calls[id.0];
-        let wants = call.polled;
-        match (&call.state, &call.spec) {
-            (State::Idle, _) if wants => self.add_startable(id),
-            (State::Backoff(due), _) => {
-                self.timers.insert((*due, id));
-            }
-            (State::Waiting { .. }, Spec::Child { .. }) => {
-                if let Some(path) = &call.path {
-                    self.children.insert(path.clone(), id);
-                }
-            }
-            (State::Waiting { due }, spec) if wants => {
-                if let Some(due) = due {
-                    self.timers.insert((*due, id));
-                }
-                if let Spec::Signal { .. } = spec {
-                    let channel = Channel::signal(&call.key.name);
-                    self.signals.entry(channel).or_default().insert((call.made, id));
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn add_startable(&mut self, id: CallId) {
-        if let Err(index) = self.startable.binary_search(&id) {
-            self.startable.insert(index, id);
-        }
-    }
-
-    fn unwatch(&mut self, id: CallId) {
-        let call = &self.calls[id.0];
-        if let Ok(index) = self.startable.binary_search(&id) {
-            self.startable.remove(index);
-        }
-        self.intended.retain(|intended| *intended != id);
-        match &call.state {
-            State::Backoff(due) => {
-                self.timers.remove(&(*due, id));
-            }
-            State::Running => {
-                if let Some(limit) = call.limit {
-                    self.timers.remove(&(limit.at, id));
-                }
-                if let Some(at) = call.pulse.as_ref().and_then(|pulse| pulse.armed()) {
-                    self.timers.remove(&(at, id));
-                }
-            }
-            State::Waiting { due } => {
-                if let Some(due) = due {
-                    self.timers.remove(&(*due, id));
-                }
-                if let (Spec::Child { .. }, Some(path)) = (&call.spec, &call.path) {
-                    self.children.remove(path);
-                }
-                if let Spec::Signal { .. } = call.spec {
-                    self.looked.remove(&call.made);
-                    let channel = Channel::signal(&call.key.name);
-                    if let Some(waiting) = self.signals.get_mut(&channel) {
-                        waiting.remove(&(call.made, id));
-                        if waiting.is_empty() {
-                            self.signals.remove(&channel);
-                        }
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// The code learns, by taking or by dropping it, that this call has failed.
-    fn note_failure(&mut self, call: &Call) {
-        let Some(path) = failed_path(call) else { return };
-        if self.failures.0 != self.beginnings {
-            self.failures = (self.beginnings, Vec::new());
-        }
-        if self.failures.1.is_empty() {
-            self.emitted_until_failure = self.emitted;
-        }
-        self.failures.1.push(path.clone());
-    }
-
-    /// A message that the history has handed to a wait which does not take it is anyone's.
-    fn give_back(&mut self, seq: u32, owner: &CallPath) {
-        let untaken = |reserved: &Reserved| reserved.owner == *owner && matches!(reserved.hold, Hold::Untaken(_));
-        if !self.reserved.get(&seq).is_some_and(untaken) {
-            return;
-        }
-        self.reserved_below.remove(&seq);
-        self.let_go(seq, Some(owner));
-        if let Some(Reserved { hold: Hold::Untaken(Some(message)), .. }) = self.reserved.remove(&seq) {
-            self.put_back(message);
-        }
-    }
-
-    /// Gives back what is reserved for waits below this call, which has come to an end, or one of whose attempts has:
-    /// nobody may come to ask for it.
-    fn give_back_below(&mut self, enclosing: &CallPath) {
-        for seq in self.reserved_below.iter().copied().collect::<Vec<_>>() {
-            let Some(Reserved { owner, .. }) = self.reserved.get(&seq) else { continue };
-            if history::is_below(owner, enclosing) {
-                let owner = owner.clone();
-                self.give_back(seq, &owner);
-            }
-        }
-    }
-
-    /// Remembers which record has a message that a wait inside a step let go of.
-    fn let_go(&mut self, seq: u32, owner: Option<&CallPath>) {
-        if let Some(owner) = owner.filter(|owner| owner.parent().is_some()) {
-            self.let_go.insert(seq, owner.clone());
-        }
-    }
-
-    /// A wait inside a step finds its record again: the message that it let go of is reserved for it, unless another
-    /// has it.
-    fn find_again(&mut self, seq: u32, owner: &CallPath, channel: &Channel) {
-        if self.let_go.get(&seq).is_some_and(|path| path == owner) {
-            self.let_go.remove(&seq);
-            let hold = Hold::Untaken(self.take_mail(channel, seq));
-            self.reserved.insert(seq, Reserved { owner: owner.clone(), hold });
-            self.reserved_below.insert(seq);
-        }
-    }
-
-    /// A message goes to another wait than the one that let go of it, whose record answers nothing any more.
-    fn supersede(&mut self, seq: u32) {
-        let Some(path) = self.let_go.remove(&seq) else { return };
-        for (owner, scope) in &mut self.nested {
-            let enclosing = self.calls.get(owner.0).and_then(|call| call.path.as_ref());
-            if path.parent().as_ref() == enclosing {
-                scope.recorded.remove(&path.position());
-            }
-        }
-        self.void.insert(path);
-    }
-
-    fn put_back(&mut self, message: Message) {
-        self.mail.entry(message.channel.clone()).or_default().insert(message.seq, message);
-    }
-
-    fn take_mail(&mut self, channel: &Channel, seq: u32) -> Option<Message> {
-        let mail = self.mail.get_mut(channel)?;
-        let message = mail.remove(&seq);
-        if mail.is_empty() {
-            self.mail.remove(channel);
-        }
-        message
-    }
 
     fn record(&self, id: CallId, phase: Phase, now: Timestamp) -> Record {
         let call = &self.calls[id.0];
@@ -1070,49 +680,12 @@ impl Journal {
     fn take_state(&mut self, id: CallId) -> State {
         std::mem::replace(&mut self.calls[id.0].state, State::Idle)
     }
-
-    fn remove(&mut self, id: CallId) -> Call {
-        self.close_scope(id);
-        let call = self.calls.remove(id.0);
-        if let Some(at) = call.pulse.as_ref().and_then(|pulse| pulse.held()) {
-            self.held.remove(&(at, id));
-        }
-        self.handed_over.take_if(|last| *last == id);
-        if let Place::Step(owner) = call.place
-            && let Some(scope) = self.nested.get_mut(&owner)
-        {
-            scope.open.remove(&id);
-        }
-        call
-    }
 }
 
 /// Keeps a recorded outcome for its release, in the order of the records.
 fn keep(fresh: &mut VecDeque<(u32, CallId)>, seq: u32, id: CallId) {
     let place = fresh.partition_point(|(kept, _)| *kept < seq);
     fresh.insert(place, (seq, id));
-}
-
-/// A message that the history has handed to a wait.
-#[derive(Debug)]
-struct Reserved {
-    /// The call that it was handed to last: any other one let go of it.
-    owner: CallPath,
-    hold: Hold,
-}
-
-#[derive(Debug)]
-enum Hold {
-    /// The wait has not taken it; the message itself, once it has arrived from the mailbox.
-    Untaken(Option<Message>),
-    /// The wait has taken it.
-    Taken,
-}
-
-/// The number of the message that a wait was handed, if it is one for a signal that came, and the wait's place.
-fn handed(call: &Call) -> Option<(u32, &CallPath)> {
-    let reference = call.reference.as_deref().filter(|_| matches!(call.spec, Spec::Signal { .. }))?;
-    Some((reference.parse().ok()?, call.path.as_ref()?))
 }
 
 /// The place of a call of the flow's scope that has failed, unless it must not be made again.
