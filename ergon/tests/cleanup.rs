@@ -1,10 +1,13 @@
 //! What a flow cleans up when it is cancelled, whatever happens to the process.
 
 use std::{
+    future::{Future, poll_fn},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -187,8 +190,30 @@ async fn note(text: &str) -> ergon::Result<()> {
     Ok(())
 }
 
+const WORDS: Mailbox<String> = Mailbox::new("words");
+
+/// Asks for a word and then for it no more, but holds what it has asked with; takes it when it cleans up.
+#[flow]
+async fn holds() -> ergon::Result<()> {
+    let mut word = pin!(WORDS.recv());
+    on_cancel(
+        async {
+            let asked = poll_fn(|cx| Poll::Ready(word.as_mut().poll(cx).is_ready())).await;
+            assert!(!asked, "there is none yet");
+            signal("never").await
+        },
+        async |_| say(WORDS.recv_timeout(HOUR).await?).await,
+    )
+    .await
+}
+
+#[step]
+async fn say(word: Option<String>) -> ergon::Result<String> {
+    Ok(word.unwrap_or_default())
+}
+
 fn setup(works: bool) -> Setup {
-    Setup::new().register::<Work>().register::<late>().with_state(Arc::new(AtomicBool::new(works)))
+    Setup::new().register::<Work>().register::<late>().register::<holds>().with_state(Arc::new(AtomicBool::new(works)))
 }
 
 type Handle = FlowHandle<String, ergon::Error>;
@@ -306,6 +331,25 @@ async fn what_undoes_already_is_not_interrupted() {
     let report = crash_everywhere(|| setup(true), async |runtime| cancelled(runtime, "undoing").await).await;
     assert_eq!(report.result.0, CANCELLED);
     assert_eq!(report.result.1, ["then note: Completed", "then note: Completed"]);
+}
+
+/// The cancellation has ended the wait that the message was handed to.
+#[tokio::test]
+async fn a_message_that_was_not_taken_is_there_for_the_clean_up() {
+    let report = crash_everywhere(
+        || setup(true),
+        async |runtime| {
+            let flow = runtime.scheduler().schedule(holds()).id("flow").await.unwrap();
+            runtime.idle().await;
+            flow.send_once(&WORDS, &"farewell".to_owned(), "k").await.unwrap();
+            runtime.idle().await;
+            flow.cancel("no more").await.unwrap();
+            let error = runtime.result(&flow).await.unwrap_err().to_string();
+            let said = flow.history().await.unwrap().records.into_iter().rfind(|record| &*record.name == "say");
+            (error, String::from_utf8(said.unwrap().payload.to_vec()).unwrap())
+        },
+    );
+    assert_eq!(report.await.result, (CANCELLED.to_owned(), "\"farewell\"".to_owned()));
 }
 
 #[tokio::test]

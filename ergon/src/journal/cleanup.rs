@@ -272,6 +272,7 @@ impl Journal {
     /// Ends a call without an outcome; its future may live on.
     fn end_call(&mut self, id: CallId) {
         self.unwatch(id);
+        self.give_back_of(id);
         self.nested.remove(&id);
         self.unrecorded.remove(&id);
         self.handed_over.take_if(|last| *last == id);
@@ -285,6 +286,12 @@ impl Journal {
         match std::mem::replace(&mut call.state, State::Over) {
             State::Recorded { seq, .. } => self.fresh.retain(|(kept, _)| *kept != seq),
             State::Replaying { .. } => self.matched.extend(position.map(|position| (position, None))),
+            // Whoever cleans up may take it.
+            State::Released { message: Some(message), .. } => {
+                let path = self.calls[id.0].path.clone();
+                self.let_go(message.seq, path.as_ref());
+                self.put_back(*message);
+            }
             _ => {}
         }
         self.busy -= usize::from(is_busy);

@@ -2,7 +2,7 @@
 
 use ergon_storage::{CallPath, Channel, Message, Timestamp};
 
-use super::{Call, Journal, Spec, State, history};
+use super::{Call, CallId, Journal, Spec, State, history};
 
 impl Journal {
     /// Adds messages from the mailbox, in the order of their numbers. Those known already are passed over.
@@ -76,6 +76,19 @@ impl Journal {
         self.let_go(seq, Some(owner));
         if let Some(Reserved { hold: Hold::Untaken(Some(message)), .. }) = self.reserved.remove(&seq) {
             self.put_back(message);
+        }
+    }
+
+    /// Gives back what is reserved for a call that comes to nothing, or for waits below it.
+    pub(super) fn give_back_of(&mut self, id: CallId) {
+        let call = &self.calls[id.0];
+        let handed = handed(call).map(|(seq, owner)| (seq, owner.clone()));
+        let step = call.path.clone().filter(|_| matches!(call.spec, Spec::Step { .. }));
+        if let Some((seq, owner)) = handed {
+            self.give_back(seq, &owner);
+        }
+        if let Some(path) = step {
+            self.give_back_below(&path);
         }
     }
 
