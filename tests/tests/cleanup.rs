@@ -20,6 +20,7 @@ both!(
     an_executor_cleans_up,
     a_time_limit_passes_while_a_step_runs,
     the_longest_reason_is_kept,
+    a_time_limit_passes_before_the_code_is_where_it_was,
 );
 
 /// Reserves a table, and is at something else when it is cancelled.
@@ -238,4 +239,40 @@ async fn the_longest_reason_is_kept(place: Place) {
     assert!(matches!(&result, Err(FlowError::Cancelled(told)) if *told == reason[2..]), "{result:?}");
     assert_eq!(trace.take(), [Limits::REASON_BYTES_MAX.to_string()]);
     worker.shutdown().await;
+}
+
+/// Comes to its saga only when something has let it through that is not durable.
+#[flow(timeout = "10h")]
+async fn held() -> ergon::Result<()> {
+    state::<Gate>().pass().await;
+    let eaten = saga(async |saga| {
+        count(7).await?;
+        saga.undo(|| count(8));
+        signal("never").await
+    });
+    Ok(eaten.await?)
+}
+
+/// Whoever finds the limit passed cannot know yet what there is to be cleaned up, but that there is something.
+async fn a_time_limit_passes_before_the_code_is_where_it_was(place: Place) {
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    gate.open();
+    let worker = |log: &FaultyLog, gate: &Gate| {
+        Worker::new(log.clone()).register::<held>().with_state(trace.clone()).with_state(gate.clone()).start()
+    };
+    let first = worker(&log.another(), &gate).await.unwrap();
+    let flow = Scheduler::new(log.clone()).schedule(held()).id("flow").await.unwrap();
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    soon("the shutdown", first.shutdown()).await;
+    clock.advance(LEASE * 10);
+    let gate = Gate::closed();
+    let second = worker(&log, &gate).await.unwrap();
+    until("the time limit to be found", || async { flow.status().await.unwrap().cleanup == Cleanup::Underway }).await;
+    gate.open();
+    let error = soon("the end", flow.result()).await.unwrap_err();
+    assert_eq!(error.to_string(), "the flow failed: the flow exceeded its time limit");
+    assert_eq!(trace.take(), ["7", "8"]);
+    second.shutdown().await;
 }

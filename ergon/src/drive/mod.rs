@@ -714,7 +714,11 @@ impl Drive {
                 _ => {}
             }
         }
-        let cleans_up = self.flow.journal().has_scopes();
+        let cleans_up = {
+            let journal = self.flow.journal();
+            // Code that waits for something which is not durable has not opened its scopes again.
+            journal.has_scopes() || journal.is_behind() && journal.is_flagged()
+        };
         let mut last = self.take_last();
         let mut seq = self.flow.journal().seq();
         if is_behind {
