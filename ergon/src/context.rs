@@ -207,6 +207,8 @@ pub(crate) struct FlowContext {
     watchers: AtomicIsize,
     /// Its code is in a session.
     pub(crate) in_session: AtomicBool,
+    /// It may be in one when it has caught up with its history.
+    pub(crate) was_in_session: bool,
 }
 
 impl FlowContext {
@@ -229,6 +231,7 @@ impl FlowContext {
             cancellation: OnceLock::new(),
             watchers: AtomicIsize::new(0),
             in_session: AtomicBool::new(false),
+            was_in_session: false,
         }
     }
 
@@ -243,6 +246,11 @@ impl FlowContext {
         let [key, epoch] = &self.lease;
         key.store(lease.key, Ordering::Release);
         epoch.store(lease.epoch, Ordering::Release);
+    }
+
+    /// How often the flow had been claimed when it got the lease under which it runs.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.lease[1].load(Ordering::Acquire)
     }
 
     /// The lease under which the flow runs.

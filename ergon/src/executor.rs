@@ -20,7 +20,6 @@ use crate::{
     meter::{Origin, metered},
     middleware::{Layers, Middleware, refused},
     scheduler::Entry,
-    session::announce,
     spans,
     worker::{Worker, build_id, leases::Leases},
 };
@@ -196,9 +195,6 @@ impl Executor {
         let mut claimed = self.log.claim(request).await?;
         let Some(mut flow) = claimed.flows.pop() else { return Ok(claimed.next_due_at) };
         let lease = flow.lease.clone();
-        if !flow.info.labels.is_empty() {
-            Box::pin(announce(&*self.log, &mut flow, Self::NAME)).await?;
-        }
         let meter = env.meters.flow(&flow.info.flow_type);
         let machine = match parked.take() {
             Some(machine) if machine.fits(&flow) => {

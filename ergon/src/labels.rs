@@ -125,6 +125,15 @@ impl FlowLabels {
         (state.wanted != state.written && state.wanted.check().is_ok()).then(|| state.wanted.clone())
     }
 
+    /// The session that the code is in, if it began on another worker than this one.
+    pub(crate) fn lost_session(&self, worker: &str) -> Option<String> {
+        if !self.touched.load(Ordering::Acquire) {
+            return None;
+        }
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        crate::session::lost_session(&state.wanted, worker)
+    }
+
     /// The log has these by now.
     pub(crate) fn written(&self, labels: Labels) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).written = labels;

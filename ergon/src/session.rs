@@ -12,7 +12,8 @@ use std::{
 };
 
 use ergon_storage::{
-    Affinity, Channel, ClaimedFlow, ErrorKind as LogErrorKind, ExecutionLog, FlowId, Labels, NewMessage, Takeover,
+    Affinity, CallKind, Channel, ErrorKind as LogErrorKind, ExecutionLog, Labels, Lease, Message, NewMessage, Record,
+    Takeover,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -30,7 +31,11 @@ use crate::{
 
 /// The label that says which session a flow is in, and where it began.
 const PLACE_LABEL: &str = "ergon.session.at";
-const BEGIN: StepSpec = StepSpec::new("ergon.session").retry(RetryPolicy::NONE);
+/// The name of the step that a session begins with.
+const BEGIN_NAME: &str = "ergon.session";
+const BEGIN: StepSpec = StepSpec::new(BEGIN_NAME).retry(RetryPolicy::NONE);
+/// What the names of the channels begin with on which sessions are told of their loss.
+const CHANNELS: &str = "ergon.session/";
 
 /// Runs a block of the flow on one worker: from here until the block has ended, the flow goes on where it is now. What
 /// its steps leave there (a file, a loaded model, a connection to a device) is there for the steps that follow, also after
@@ -56,9 +61,8 @@ const BEGIN: StepSpec = StepSpec::new("ergon.session").retry(RetryPolicy::NONE);
 ///
 /// # What is not known to it yet
 ///
-/// - A flow that has failed inside a session is bound to nobody. When it is retried, reset or forked it may go on inside
-///   the block on another worker, without being told: make the steps of a block that need what is local fail for good only
-///   where that does not matter, or look whether it is there.
+/// - A flow that has failed or ended inside a session is bound to nobody. When it is retried, reset or forked, whichever
+///   worker is free goes on with it; on another one than before, the session is lost as by a takeover.
 /// - A worker counts as being there by its name alone. If it comes back without the flow's type, version or queue, the
 ///   flow waits for it.
 /// - A fork of a flow that is bound is bound to the same worker.
@@ -176,6 +180,10 @@ pub fn set_affinity(affinity: Affinity) {
         Some(label) => crate::set_label(Affinity::LABEL, label),
         None => crate::remove_label(Affinity::LABEL),
     }
+    if let Affinity::Require { .. } = affinity {
+        // Else the log would not hear of the worker while all its slots are taken, and think that it is gone.
+        Context::current("ergon::set_affinity()").flow.env.presence.begin();
+    }
 }
 
 /// A [`session`] was taken over by another worker, because the one that it was on had not been heard of. What was local to
@@ -208,11 +216,12 @@ struct Begun {
 #[track_caller]
 fn begin(context: &Context) -> impl Future<Output = Begun> + use<> {
     let (flow, worker) = (Arc::clone(&context.flow), Arc::clone(&context.flow.env.presence.worker));
+    let here = Arc::clone(&flow);
     let begun = step(&BEGIN, args_hash(&()), crate::__error_caps!(Error), move || {
-        let worker = worker.to_string();
+        let (worker, epoch) = (worker.to_string(), here.epoch());
         Box::pin(async move {
-            // Another one for each call, the same for all attempts.
-            let id = fingerprint(&crate::idempotency_key(), Sequences::Ordered).unwrap_or_default();
+            // Another one for each call, and when the flow was taken back and comes here again.
+            let id = fingerprint(&(crate::idempotency_key(), epoch), Sequences::Ordered).unwrap_or_default();
             Ok(Begun { worker, id: format!("{id:016x}") })
         })
     });
@@ -278,54 +287,53 @@ fn place_of(worker: &str) -> String {
 }
 
 fn channel_name(id: &str) -> String {
-    format!("ergon.session/{id}")
+    format!("{CHANNELS}{id}")
 }
 
-/// Tells a flow that was claimed by this worker of the loss of its session, if that began elsewhere; among the messages
-/// that it was claimed with.
-pub(crate) async fn announce(
-    log: &dyn ExecutionLog,
-    claimed: &mut ClaimedFlow,
-    worker: &str,
-) -> Result<(), StorageError> {
-    let Some(id) = lost_session(&claimed.info.labels, worker) else { return Ok(()) };
-    let flow = claimed.info.id.clone();
-    tracing::info!(%flow, worker, "the flow is taken over; its session is lost");
-    let channel = Channel::signal(&channel_name(&id));
-    tell(log, &flow, channel.clone(), &id, worker).await?;
-    let told = log.messages(&flow, std::slice::from_ref(&channel), 0, 1).await?;
-    for message in told {
-        if claimed.messages.iter().all(|known| known.seq != message.seq) {
-            claimed.messages.push(message);
-        }
-    }
-    Ok(())
-}
-
-async fn tell(
-    log: &dyn ExecutionLog,
-    flow: &FlowId,
-    channel: Channel,
-    id: &str,
-    worker: &str,
-) -> Result<(), StorageError> {
-    let payload = codec::encode("the worker's name", &worker, usize::MAX).unwrap_or_default();
-    let message = NewMessage::new(flow.clone(), channel, payload).with_key(format!("ergon.session/{id}"));
-    match log.send(message).await {
-        // It was cancelled meanwhile, which whoever drives it will find.
-        Err(error) if matches!(error.kind(), LogErrorKind::Finished | LogErrorKind::NotFound) => Ok(()),
-        sent => sent.map(drop),
-    }
-}
-
-/// The session that a flow with these labels is in and that began on another worker.
-fn lost_session(labels: &Labels, worker: &str) -> Option<String> {
-    if labels.is_empty() {
-        return None;
-    }
+/// The session that the code is in, if it began on another worker than this one, by the labels that it wants.
+pub(crate) fn lost_session(labels: &Labels, worker: &str) -> Option<String> {
     labels.get(Affinity::SESSION_LABEL)?;
     let (id, place) = labels.get(PLACE_LABEL)?.split_once(' ')?;
     (place != place_of(worker)).then(|| id.to_owned())
+}
+
+/// Where the code is told of the loss of this session.
+pub(crate) fn channel_of(id: &str) -> Channel {
+    Channel::signal(&channel_name(id))
+}
+
+/// True for what sessions are told of by the engine itself: none of it is a message that somebody has sent.
+pub(crate) fn is_channel_of_sessions(name: &str) -> bool {
+    name.starts_with(CHANNELS)
+}
+
+/// True when the history has the beginning of a session: the code may be in it when it has caught up.
+pub(crate) fn is_in(history: &[Record]) -> bool {
+    history.iter().any(|record| *record.name == *BEGIN_NAME && record.kind == CallKind::Step)
+}
+
+/// Tells a flow that this worker has taken its session over, unless it has been told. Returns what it is told.
+pub(crate) async fn tell(
+    log: &dyn ExecutionLog,
+    lease: &Lease,
+    id: &str,
+    worker: &str,
+) -> Result<Vec<Message>, StorageError> {
+    let (flow, channel) = (&lease.flow, channel_of(id));
+    let told = log.messages(flow, std::slice::from_ref(&channel), 0, 1).await?;
+    if !told.is_empty() {
+        return Ok(told);
+    }
+    tracing::info!(%flow, worker, "the flow is taken over; its session is lost");
+    let payload = codec::encode("the worker's name", &worker, usize::MAX).unwrap_or_default();
+    let message = NewMessage::new(flow.clone(), channel.clone(), payload);
+    // A flow that was taken back may lose the same session again.
+    match log.send(message.with_key(format!("{}/{}", channel_name(id), lease.epoch))).await {
+        // It was cancelled meanwhile, which whoever drives it will find.
+        Err(error) if matches!(error.kind(), LogErrorKind::Finished | LogErrorKind::NotFound) => Ok(Vec::new()),
+        Err(error) => Err(error),
+        Ok(_) => log.messages(flow, &[channel], 0, 1).await,
+    }
 }
 
 /// The place that flows run on, and whether it is to be heard of, for what is bound to it.

@@ -25,6 +25,12 @@ impl Gate {
         self.0.add_permits(1);
     }
 
+    /// True when who comes to it need not wait.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.0.available_permits() > 0
+    }
+
     /// Waits until it is open.
     pub async fn pass(&self) {
         if let Ok(permit) = self.0.acquire().await {

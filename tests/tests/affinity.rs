@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use ergon::{
-    Admin, Affinity, Filter, SessionLost, Takeover, WorkerHandle,
-    admin::Problem,
+    Admin, Affinity, Filter, FlowHandle, SessionLost, Takeover, WorkerHandle,
+    admin::{Cut, Problem},
     prelude::*,
-    session, session_with,
+    session, session_with, set_affinity,
     storage::{ExecutionLog, FlowState, ManualClock},
 };
 use ergon_tests::{FaultyLog, Gate, Place, Trace, both, note, soon, state_of, until};
@@ -26,6 +26,12 @@ both!(
     what_never_moves_is_told_of,
     a_session_within_a_session_fails_the_flow,
     the_end_of_a_session_sets_the_flow_free,
+    a_flow_that_failed_in_a_session_goes_on_in_it_where_it_was,
+    a_flow_that_failed_in_a_session_has_lost_it_elsewhere,
+    a_fork_out_of_a_session_has_lost_it_elsewhere,
+    a_session_that_was_lost_is_not_when_that_is_taken_back,
+    a_session_is_lost_again_after_it_was_taken_back,
+    a_worker_whose_slots_are_taken_is_heard_of,
 );
 
 /// The name of the worker, for the steps.
@@ -91,8 +97,44 @@ async fn rooted(twice: bool) -> ergon::Result<String> {
     there.await?
 }
 
+/// Works on a file in a session, and fails as long as the gate is closed.
+#[flow]
+async fn fragile() -> ergon::Result<Vec<String>> {
+    let mut places = Vec::new();
+    loop {
+        let outcome = session(async || {
+            place("load").await?;
+            mend().await
+        });
+        match outcome.await {
+            Ok(mended) => {
+                places.push(mended?);
+                return Ok(places);
+            }
+            Err(SessionLost { worker, by, .. }) => places.push(format!("{worker} to {by}")),
+        }
+    }
+}
+
+#[step(retry = none)]
+async fn mend() -> ergon::Result<String> {
+    let place = state::<Name>().0;
+    note(format!("mend on {place}"));
+    if state::<Gate>().is_open() { Ok(place.into()) } else { Err(ergon::Error::new("broken")) }
+}
+
+/// Decides in the middle that it is to stay where it is.
+#[flow]
+async fn settles() -> ergon::Result<String> {
+    set_affinity(Affinity::Require { takeover: Takeover::After(Affinity::TAKEOVER_MIN) });
+    long("settle").await?;
+    signal::<()>("go").await?;
+    place("work").await
+}
+
 async fn start(log: &FaultyLog, name: &'static str, trace: &Trace, gate: &Gate) -> WorkerHandle {
     let worker = Worker::new(log.clone()).register::<warm>().register::<convert>().register::<rooted>();
+    let worker = worker.register::<fragile>().register::<settles>().slots(1);
     let worker = worker.with_state(trace.clone()).with_state(gate.clone()).with_state(Name(name));
     worker.name(name).lease(LEASE).start().await.unwrap()
 }
@@ -325,5 +367,104 @@ async fn the_end_of_a_session_sets_the_flow_free(at: Place) {
     let bob = start(&log, "bob", &trace, &gate).await;
     flow.signal("end", &()).await.unwrap();
     assert_eq!(soon("the result", flow.result()).await.unwrap(), ["ann"]);
+    bob.shutdown().await;
+}
+
+/// A fragile flow that has failed on ann, which is gone then.
+async fn failed_on_ann(at: &Place, trace: &Trace, gate: &Gate) -> (FaultyLog, FlowHandle<Vec<String>, ergon::Error>) {
+    let log = at.log().await;
+    let ann = start(&log.another(), "ann", trace, gate).await;
+    let flow = Scheduler::new(log.clone()).schedule(fragile()).id("flow").await.unwrap();
+    assert!(soon("the failure", flow.result()).await.unwrap_err().to_string().contains("broken"));
+    ann.shutdown().await;
+    assert_eq!(trace.take(), ["load on ann", "mend on ann"]);
+    gate.open();
+    (log, flow)
+}
+
+async fn a_flow_that_failed_in_a_session_goes_on_in_it_where_it_was(at: Place) {
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let (log, flow) = failed_on_ann(&at, &trace, &gate).await;
+    flow.retry().await.unwrap();
+    let ann = start(&log, "ann", &trace, &gate).await;
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), ["ann"]);
+    assert_eq!(trace.take(), ["mend on ann"]);
+    ann.shutdown().await;
+}
+
+async fn a_flow_that_failed_in_a_session_has_lost_it_elsewhere(at: Place) {
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let (log, flow) = failed_on_ann(&at, &trace, &gate).await;
+    flow.retry().await.unwrap();
+    let bob = start(&log, "bob", &trace, &gate).await;
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), ["ann to bob", "bob"]);
+    assert_eq!(trace.take(), ["load on bob", "mend on bob"], "nothing of it goes on without the file");
+    bob.shutdown().await;
+}
+
+async fn a_fork_out_of_a_session_has_lost_it_elsewhere(at: Place) {
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let (log, flow) = failed_on_ann(&at, &trace, &gate).await;
+    let scheduler = Scheduler::new(log.clone());
+    let fork = scheduler.admin().fork(flow.id()).at(Cut::first("mend")).id("fork").await.unwrap();
+    let bob = start(&log, "bob", &trace, &gate).await;
+    let fork = scheduler.handle::<fragile>(fork);
+    assert_eq!(soon("the result", fork.result()).await.unwrap(), ["ann to bob", "bob"]);
+    assert_eq!(trace.take(), ["load on bob", "mend on bob"]);
+    bob.shutdown().await;
+}
+
+/// A fragile flow that has lost its session to bob and was taken back to where it had not.
+async fn taken_back(at: &Place, trace: &Trace, gate: &Gate) -> (FaultyLog, FlowHandle<Vec<String>, ergon::Error>) {
+    let (log, flow) = failed_on_ann(at, trace, gate).await;
+    flow.retry().await.unwrap();
+    let bob = start(&log.another(), "bob", trace, gate).await;
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), ["ann to bob", "bob"]);
+    bob.shutdown().await;
+    trace.take().clear();
+    let history = flow.history().await.unwrap();
+    let told = history.records.iter().find(|record| record.name.starts_with("ergon.session/")).unwrap();
+    Admin::new(log.clone()).reset(flow.id(), told.path.clone()).await.unwrap();
+    (log, flow)
+}
+
+async fn a_session_that_was_lost_is_not_when_that_is_taken_back(at: Place) {
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let (log, flow) = taken_back(&at, &trace, &gate).await;
+    let ann = start(&log, "ann", &trace, &gate).await;
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), ["ann"]);
+    assert_eq!(trace.take(), ["mend on ann"]);
+    ann.shutdown().await;
+}
+
+async fn a_session_is_lost_again_after_it_was_taken_back(at: Place) {
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let (log, flow) = taken_back(&at, &trace, &gate).await;
+    let cleo = start(&log, "cleo", &trace, &gate).await;
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), ["ann to cleo", "cleo"]);
+    assert_eq!(trace.take(), ["load on cleo", "mend on cleo"]);
+    cleo.shutdown().await;
+}
+
+/// It claims nothing meanwhile, and yet nobody takes over what is bound to it.
+async fn a_worker_whose_slots_are_taken_is_heard_of(at: Place) {
+    let clock = ManualClock::new();
+    let log = at.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let ann_log = log.another();
+    let ann = start(&ann_log, "ann", &trace, &gate).await;
+    let scheduler = Scheduler::new(log.clone());
+    let bound = scheduler.schedule(settles()).await.unwrap();
+    gate.let_one_through();
+    state_of(&log, bound.id(), FlowState::Suspended).await;
+    scheduler.schedule(settles()).await.unwrap();
+    until("the slot to be taken", || async { trace.count("settle on ann") == 2 }).await;
+    let bob = start(&log, "bob", &trace, &gate).await;
+    bound.signal("go", &()).await.unwrap();
+    pass(&clock, &[&ann_log, &log], TAKEOVER).await;
+    assert_eq!(trace.take(), ["settle on ann"; 2]);
+    gate.open();
+    assert_eq!(soon("the result", bound.result()).await.unwrap(), "ann");
+    ann.shutdown().await;
     bob.shutdown().await;
 }

@@ -8,7 +8,7 @@ use std::{
 
 use ergon_storage::{CallKind, CallPath, Channel, ErrorKind, FlowId, InvalidPath, Message, Phase, Record, Snapshot};
 
-use crate::StorageError;
+use crate::{StorageError, session::is_channel_of_sessions};
 
 /// The place in a flow's history up to which it is kept when the flow is [forked](super::Admin::fork) or
 /// [reset](super::Admin::reset).
@@ -138,7 +138,9 @@ impl Pieces {
         // A message may have been handed to one call, let go, and handed to another.
         let mut given_back = BTreeMap::new();
         for record in made_again.chain(gone) {
-            let taken = record.kind == CallKind::Signal && record.phase == Phase::Completed;
+            // Where the flow goes on is not known: a session that is lost there is told anew.
+            let is_sent = record.kind == CallKind::Signal && !is_channel_of_sessions(&record.name);
+            let taken = is_sent && record.phase == Phase::Completed;
             let seq = record.reference.as_deref().filter(|_| taken).and_then(|seq| seq.parse::<u32>().ok());
             if let Some(seq) = seq
                 && messages.binary_search_by_key(&seq, |message| message.seq).is_err()

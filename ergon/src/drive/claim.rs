@@ -11,6 +11,7 @@ use crate::{
     flow::FlowDef,
     journal::Journal,
     machine::Machine,
+    session,
 };
 
 /// How many messages a claim carries; the rest of the mailbox is read when it is needed.
@@ -52,6 +53,7 @@ pub(crate) fn deadline_of(info: &FlowInfo) -> Option<Timestamp> {
 pub(crate) fn load(env: &Arc<Env>, def: &FlowDef, claimed: &mut ClaimedFlow) -> Machine {
     let ClaimedFlow { info, input, history, messages, .. } = claimed;
     let began_at = info.started_at.unwrap_or(info.created_at);
+    let was_in_session = session::is_in(history);
     let mut journal = Box::new(Journal::new(mem::take(history), began_at));
     journal.has_emitted(info.emitted);
     journal.knows_cleanup(info.cleanup);
@@ -62,6 +64,7 @@ pub(crate) fn load(env: &Arc<Env>, def: &FlowDef, claimed: &mut ClaimedFlow) -> 
         identity.queue = NewFlow::DEFAULT_QUEUE.into();
     }
     let mut flow = FlowContext::new(identity, Arc::clone(env), journal);
+    flow.was_in_session = was_in_session;
     flow.info = (!env.layers.is_empty()).then(|| Arc::new(info.clone()));
     let begun = (def.begin)(input, env.payload_bytes_max).map(|code| {
         let double = env.observer.as_ref().and_then(|observer| observer.stands_for(def.name, def.version));

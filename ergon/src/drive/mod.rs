@@ -16,7 +16,7 @@ use ergon_storage::{
     CallKind, CallPath, Channel, Cleanup, Commit, CommitNow, Committed, ErrorKind, ExecutionLog, FlowId, FlowState,
     Labels, Lease, Message, Next, Record, Timestamp, Topic, Wake,
 };
-use futures::future::{BoxFuture, select};
+use futures::future::{BoxFuture, Either, select};
 
 use self::mail::{Look, heard_of_children, look};
 pub(crate) use self::{
@@ -29,6 +29,7 @@ use crate::{
     flow::FlowEnd,
     journal::Batch,
     machine::{Effects, Machine, Progress},
+    session,
 };
 
 /// What driving needs to know.
@@ -208,6 +209,15 @@ impl Drive {
 
     /// Drives it to where it ends, waits or is let go. What is left of it is to be dropped then.
     pub(crate) async fn run(&mut self) -> Driven {
+        if self.flow.was_in_session
+            && let Some(driven) = Box::pin(self.catch_up()).await
+        {
+            return driven;
+        }
+        self.go_on().await
+    }
+
+    async fn go_on(&mut self) -> Driven {
         loop {
             let Some(flow) = self.machine.as_ref().map(|machine| Arc::clone(machine.flow())) else {
                 return Driven::Lost;
@@ -310,6 +320,34 @@ impl Drive {
                 }
             }
         }
+    }
+
+    /// Brings the code to where it was, and tells it before anything new if it is in a session there that began on another
+    /// worker.
+    async fn catch_up(&mut self) -> Option<Driven> {
+        let now = self.flow.env.clock.now();
+        match self.machine.as_mut()?.advance(Effects::Replayed, now) {
+            Progress::Ended(end) => return Some(self.end(end).await),
+            Progress::Stalled(reason) => return Some(self.stall(reason).await),
+            _ => {}
+        }
+        let worker = &self.flow.env.presence.worker;
+        let lost = self.flow.labels.lost_session(worker)?;
+        if self.flow.journal().holds_mail(&[session::channel_of(&lost)]) {
+            return None;
+        }
+        let telling = persist(|| session::tell(&*self.log, &self.lease, &lost, worker), &self.lease.flow);
+        let clock = self.log.clock();
+        // Without that it must not go on here.
+        let told = match select(pin!(telling), clock.sleep_until(self.control.until())).await {
+            Either::Left((told, _)) => told,
+            Either::Right(_) => return Some(Driven::Lost),
+        };
+        match told {
+            Ok(told) => self.flow.journal().receive(told),
+            Err(error) => return Some(self.refused(&error).await),
+        }
+        None
     }
 
     /// Writes what is to be written before a body that is to begin. True when the log has answered at once: what else the

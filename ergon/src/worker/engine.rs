@@ -28,7 +28,6 @@ use crate::{
     machine::Machine,
     meter::Origin,
     middleware::refused,
-    session::announce,
     spans,
 };
 
@@ -287,9 +286,6 @@ impl Engine {
     }
 
     async fn drive(&self, mut claimed: Box<ClaimedFlow>, control: Arc<Control>) {
-        if !claimed.info.labels.is_empty() && !Box::pin(self.announce(&mut claimed, &control)).await {
-            return;
-        }
         let meter = self.env.meters.flow(&claimed.info.flow_type);
         let parked = self.parking.unpark(&claimed);
         meter.claimed(&claimed.info, if parked.is_some() { Origin::Memory } else { Origin::Log });
@@ -348,20 +344,6 @@ impl Engine {
             Driven::Released | Driven::Refused => {}
             Driven::Lost => self.let_go().push(lease.clone()),
         }
-    }
-
-    /// Tells a flow of the loss of its session; false when that was in vain, and the flow is let go.
-    async fn announce(&self, claimed: &mut ClaimedFlow, control: &Control) -> bool {
-        let mut trouble = Backoff::default();
-        while let Err(error) = announce(&*self.log, claimed, &self.options.name).await {
-            tracing::warn!(flow = %claimed.lease.flow, %error, "the flow cannot be told of the loss of its session now");
-            if !error.is_retryable() || self.env.clock.now() >= control.until() {
-                self.let_go().push(claimed.lease.clone());
-                return false;
-            }
-            tokio::time::sleep(trouble.next()).await;
-        }
-        true
     }
 
     async fn load(&self, claimed: &mut ClaimedFlow, control: &Control) -> Option<Box<Machine>> {
