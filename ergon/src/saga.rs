@@ -26,7 +26,8 @@ use crate::{
 ///
 /// They also run when the flow is cancelled, or its time is up, while `body` runs: the flow has ended only when all are done.
 /// See [`on_cancel`](crate::on_cancel()) for what that means, which holds for sagas too: sagas within sagas, and several at the
-/// same time, undo what was done last first. Nothing undoes what a saga has done that has succeeded. A flow that fails for a
+/// same time, undo what was done last first. Sagas that fail by themselves at the same time undo at the same time, each in its
+/// own order. Nothing undoes what a saga has done that has succeeded. A flow that fails for a
 /// reason that its code is not told of ends at once, without any compensation.
 ///
 /// # Errors

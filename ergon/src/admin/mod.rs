@@ -412,6 +412,9 @@ impl Admin {
 
     /// Lets all failed and stalled flows that pass the filter go on where they stopped, as
     /// [`FlowHandle::retry`](crate::FlowHandle::retry): await what this returns.
+    ///
+    /// Flows whose time was up, and which have cleaned up after that, only fail again: [`reset_all`](Self::reset_all) takes
+    /// them back to before it.
     pub fn retry_all(&self, filter: &Filter) -> Bulk {
         Bulk::new(Arc::clone(&self.log), filter, Action::Retry)
     }
