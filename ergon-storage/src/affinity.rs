@@ -77,6 +77,9 @@ impl Affinity {
     /// For how long a worker must not have been heard of, for a flow that never moves to count as
     /// [abandoned](crate::FlowInfo::is_abandoned).
     pub const ABANDONED_AFTER: Duration = Duration::from_secs(60);
+    /// How many flows that are due and bound to others one claim passes over at most. Each is filed behind what is due by
+    /// then, so that the next claim comes to what is behind them.
+    pub const PASSED_MAX: usize = 1_000;
     /// How exactly a log knows when it has heard of a worker.
     #[cfg(any(feature = "memory", feature = "sqlite"))]
     pub(crate) const HEARD_STEP: Duration = Duration::from_secs(1);

@@ -76,10 +76,14 @@ pub trait ExecutionLog: Send + Sync + 'static {
     /// time until the takeover has passed. The worker itself is given it at once, with priority as if it had been due
     /// all the time; of those that are kept for it, so many come back with one claim as its limit says.
     ///
+    /// One claim passes over [`Affinity::PASSED_MAX`](crate::Affinity::PASSED_MAX) of them, or a few more; where there may be
+    /// others behind, the next due instant lies in the past, and the next claim goes on there.
+    ///
     /// The log has heard of a worker, to within a second, when it claims a flow that
     /// [requires](crate::Affinity::Require) it, when it claims at all and the log has heard of it before, or when it
     /// says that it is [there](ClaimRequest::is_place). One that was never heard of counts as heard of when it is
-    /// looked for first.
+    /// looked for first. One that says that it is there, and asks for less than when it said so before, counts from then on as
+    /// not heard of for all that it does not ask for.
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed>;
 
     /// Renews leases to `lease` from now and answers for each in the same order. A lease that has ended but

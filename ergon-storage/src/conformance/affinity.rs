@@ -8,8 +8,8 @@ use super::{
     scene::{Handle, MICRO, SECOND, Scene, complete, fail, flow, id, request, signal},
 };
 use crate::{
-    Affinity, ClaimRequest, ClaimTarget, Claimed, Commit, ErrorKind, FlowState, Labels, Lease, NewFlow, Takeover,
-    Timestamp, Topic,
+    Affinity, ClaimRequest, ClaimTarget, Claimed, Commit, ErrorKind, Filter, FlowState, Labels, Lease, NewFlow,
+    Takeover, Timestamp, Topic,
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -324,6 +324,102 @@ pub async fn affinity_is_checked(harness: &impl Harness) {
     let fine = flow("a").with_affinity(never()).with_affinity(Affinity::Anyone);
     assert_eq!(fine.labels, Labels::new());
     log.add([fine]).await;
+}
+
+/// However many bound flows are due before a free one, a claim passes over a part of them, and the next one goes on there.
+pub async fn affinity_is_passed_over_in_parts(harness: &impl Harness) {
+    const BOUND: usize = 3_000;
+    let log = Scene::new(harness).await;
+    log.add((0..BOUND).map(|number| requires(&format!("bound-{number:04}")))).await;
+    let mut taken = 0;
+    while taken < BOUND {
+        let asked = ClaimRequest { lease: SECOND, history_max: 0, ..request(BOUND) };
+        let claimed = log.claim(by("first", asked)).await.unwrap();
+        assert_ne!(claimed.flows.len(), 0);
+        taken += claimed.flows.len();
+    }
+    log.advance(SECOND * 2).await;
+    log.add([flow("free")]).await;
+    let due = async || {
+        let due = Filter::all().due_before(log.now().saturating_add(MICRO));
+        let flows = log.counts(&due).await.unwrap().iter().map(|count| count.flows).sum::<u64>();
+        usize::try_from(flows).unwrap()
+    };
+    assert_eq!(due().await, BOUND + 1);
+    let (mut claims, mut before) = (0, BOUND + 1);
+    loop {
+        claims += 1;
+        let claimed = ask(&log, "second", 1).await;
+        let passed = before - due().await;
+        assert!(passed <= Affinity::PASSED_MAX + 24, "{passed} flows are passed over by one claim");
+        if !claimed.flows.is_empty() {
+            assert_eq!(names(&claimed), ["free"]);
+            break;
+        }
+        assert!(claimed.next_due_at.is_some_and(|at| at <= log.now()), "there may be others behind");
+        assert!(claims < 5, "after {claims} claims {} flows are before the free one", due().await);
+        before -= passed;
+    }
+    // Nothing is lost on the way.
+    assert_eq!(names(&ask(&log, "second", 1).await), [""; 0]);
+    assert_eq!(names(&ask(&log, "first", 3).await), ["bound-0000", "bound-0001", "bound-0002"]);
+}
+
+/// A worker that is there, and asks for such flows no more, is gone for them; and is there again when it asks for them.
+pub async fn affinity_ends_where_the_worker_asks_for_others(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    let other = |name: &str, affinity| NewFlow::new(id(name), "Refund", 1, "").with_affinity(affinity);
+    let takeover = Affinity::Require { takeover: Takeover::After(TAKEOVER) };
+    let both = super::scene::queues(&["default"], &[("Order", 1), ("Refund", 1)]);
+    let asks_for_both = async |worker: &str, limit| {
+        let request = ClaimRequest { limit, is_place: true, ..ClaimRequest::new(worker, both.clone()) };
+        log.claim(request).await.unwrap()
+    };
+    let asks_for_one =
+        async |limit| log.claim(ClaimRequest { is_place: true, ..by("first", request(limit)) }).await.unwrap();
+    asks_for_both("first", 0).await;
+    run_by(&log, "first", requires("a")).await;
+    run_by(&log, "first", other("b", takeover)).await;
+    asks_for_both("first", 0).await;
+    log.advance(SECOND * 10).await;
+    // It was started again, with less than before.
+    asks_for_one(0).await;
+    let left_at = log.now();
+    let opens_at = left_at.saturating_add(TAKEOVER);
+    let second = asks_for_both("second", 9).await;
+    assert_eq!((names(&second), second.next_due_at), (vec![], Some(opens_at)), "as if it was gone since now");
+    for _ in 0..3 {
+        log.advance(SECOND * 10).await;
+        asks_for_one(0).await;
+    }
+    // And once more, with what it had before.
+    asks_for_both("first", 0).await;
+    let heard_at = log.now();
+    for _ in 0..3 {
+        log.advance(SECOND * 10).await;
+        assert_eq!(names(&asks_for_both("second", 9).await), [""; 0]);
+    }
+    let second = asks_for_both("second", 9).await;
+    assert_eq!((names(&second), second.next_due_at), (vec![], Some(heard_at.saturating_add(TAKEOVER))));
+    // For good.
+    asks_for_one(0).await;
+    for _ in 0..6 {
+        assert_eq!(names(&asks_for_both("second", 9).await), [""; 0]);
+        log.advance(SECOND * 10).await;
+        asks_for_one(0).await;
+    }
+    let (second, first) = (asks_for_both("second", 9).await, asks_for_one(9).await);
+    assert_eq!((names(&second), names(&first)), (vec!["b"], vec!["a"]));
+    for claimed in [second, first] {
+        log.go(&claimed.flows[0].lease, 1, complete()).await;
+    }
+    // What never moves is abandoned by it.
+    run_by(&log, "first", other("c", never())).await;
+    log.advance(Affinity::ABANDONED_AFTER).await;
+    asks_for_one(0).await;
+    assert_eq!(names(&asks_for_both("second", 9).await), [""; 0]);
+    assert!(log.info("c").await.is_abandoned());
+    assert_eq!(names(&asks_for_both("first", 9).await), ["c"]);
 }
 
 /// Many workers ask for many bound flows: each flow is run by the worker that it is bound to, and by no other.

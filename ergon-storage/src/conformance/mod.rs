@@ -450,6 +450,8 @@ macro_rules! conformance_tests {
                 affinity_leaves_kept_flows_to_everyone_else
                 affinity_hints_the_worker_that_a_flow_is_kept_for
                 affinity_is_checked
+                affinity_is_passed_over_in_parts
+                affinity_ends_where_the_worker_asks_for_others
                 affinity_holds_when_many_ask_at_once
             }
             upkeep {

@@ -6,15 +6,26 @@ use std::{
     sync::Arc,
 };
 
-use crate::{Affinity, Timestamp};
+use super::lanes::Lane;
+use crate::{Affinity, FlowInfo, Timestamp};
 
 /// Of interest to flows with an affinity alone.
 #[derive(Debug, Default)]
 pub(super) struct Places {
-    heard: HashMap<Arc<str>, Timestamp>,
+    heard: HashMap<Arc<str>, Place>,
     kept: HashMap<u64, Kept>,
     /// By the worker and since when they are due.
     order: HashMap<Arc<str>, BTreeSet<(Timestamp, u64)>>,
+}
+
+/// A worker that flows are or were bound to.
+#[derive(Debug)]
+struct Place {
+    heard_at: Timestamp,
+    /// The lanes that it asks for; `None` while that is not known.
+    lanes: Option<BTreeSet<Lane>>,
+    /// Since when it asks for no more.
+    since: Timestamp,
 }
 
 /// A flow that is due, and that only its worker is given.
@@ -29,21 +40,40 @@ struct Kept {
 impl Places {
     /// Takes note that a worker was heard of, if it `is_place` or was heard of before. Answers whether it was.
     pub(super) fn hear(&mut self, worker: &Arc<str>, is_place: bool, now: Timestamp) -> bool {
-        if let Some(heard_at) = self.heard.get_mut(worker) {
-            if now >= heard_at.saturating_add(Affinity::HEARD_STEP) {
-                *heard_at = now;
+        if let Some(place) = self.heard.get_mut(worker) {
+            if now >= place.heard_at.saturating_add(Affinity::HEARD_STEP) {
+                place.heard_at = now;
             }
             return true;
         }
         if is_place {
-            self.heard.insert(Arc::clone(worker), now);
+            self.heard.insert(Arc::clone(worker), Place { heard_at: now, lanes: None, since: now });
         }
         is_place
     }
 
-    /// When a worker was heard of.
-    pub(super) fn heard_at(&self, worker: &str) -> Option<Timestamp> {
-        self.heard.get(worker).copied()
+    /// Takes note of what a worker asks for that was heard of.
+    pub(super) fn asks_for(&mut self, worker: &str, lanes: &BTreeSet<Lane>, now: Timestamp) {
+        let Some(place) = self.heard.get_mut(worker) else { return };
+        if place.lanes.as_ref() == Some(lanes) {
+            return;
+        }
+        if place.lanes.as_ref().is_none_or(|known| !known.is_subset(lanes)) {
+            place.since = now;
+        }
+        place.lanes = Some(lanes.clone());
+    }
+
+    /// True when the worker was ever heard of.
+    pub(super) fn knows(&self, worker: &str) -> bool {
+        self.heard.contains_key(worker)
+    }
+
+    /// When a worker was heard of as one that asks for such flows.
+    pub(super) fn heard_at(&self, worker: &str, info: &FlowInfo) -> Option<Timestamp> {
+        let place = self.heard.get(worker)?;
+        let asks_for_it = place.lanes.as_ref().is_none_or(|lanes| Lane::has(lanes, info));
+        Some(if asks_for_it { place.heard_at } else { place.since.min(place.heard_at) })
     }
 
     /// Since when a flow is due that is filed under this instant.

@@ -44,12 +44,15 @@ impl State {
             ClaimTarget::Queues { .. } => None,
         };
         let is_heard = self.places.hear(&request.worker, request.is_place, now);
+        if request.is_place && matches!(request.target, ClaimTarget::Queues { .. }) {
+            self.places.asks_for(&request.worker, &lanes, now);
+        }
         self.bring_back(request, &lanes, single);
         let mut chosen = Vec::new();
         let (mut poisonous, mut bound) = (Vec::new(), Vec::new());
         let due_alone = single.filter(|number| self.flows[number].is_due(now));
         for number in due_alone.into_iter().chain(self.index.lanes.due(&lanes, now)) {
-            if chosen.len() >= request.limit {
+            if chosen.len() >= request.limit || bound.len() >= Affinity::PASSED_MAX {
                 break;
             }
             if let Some(until) = self.kept_until(&self.flows[&number].info, number, &request.worker, now) {
@@ -73,7 +76,7 @@ impl State {
             self.keep(number, until, now);
         }
         let flows: Vec<_> = chosen.into_iter().map(|number| self.lease(number, request, now)).collect();
-        let is_place = is_heard || self.places.heard_at(&request.worker).is_some();
+        let is_place = is_heard || self.places.knows(&request.worker);
         let next_due_at = match single {
             Some(number) => self.flows[&number].info.due_at,
             None => self.index.lanes.next_due_at(&lanes),
@@ -88,7 +91,7 @@ impl State {
         }
         let bound_to = info.worker.as_ref().filter(|bound_to| ***bound_to != *worker)?;
         let due_at = self.places.due_at(number, info.due_at?);
-        let heard_at = self.places.heard_at(bound_to).unwrap_or(now);
+        let heard_at = self.places.heard_at(bound_to, info).unwrap_or(now);
         Affinity::binding(&info.labels).kept_until(due_at, heard_at, info.deadline_at, now)
     }
 
@@ -96,9 +99,7 @@ impl State {
     fn keep(&mut self, number: u64, until: Timestamp, now: Timestamp) {
         let info = &self.flows[&number].info;
         let (Some(worker), Some(filed_at)) = (info.worker.clone(), info.due_at) else { return };
-        if matches!(Affinity::binding(&info.labels), Affinity::Require { .. })
-            && self.places.heard_at(&worker).is_none()
-        {
+        if matches!(Affinity::binding(&info.labels), Affinity::Require { .. }) && !self.places.knows(&worker) {
             self.places.hear(&worker, true, now);
         }
         self.places.keep(number, worker, self.places.due_at(number, filed_at), until);

@@ -19,18 +19,30 @@ $$ SELECT CASE WHEN p_at + p_by > 253402300799999999 THEN 253402300799999999 ELS
 
 -- ---- queue -----------------------------------------------------------------------------------------------------
 
--- Takes note that a worker was heard of, if it is a place or was heard of before; answers whether it was.
-CREATE FUNCTION {s}.hear(p_now bigint, p_worker text, p_is_place boolean) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+-- What a worker asks for, as `places` keeps it.
+CREATE FUNCTION {s}.asked_for(p_queue text, p_type text, p_version bigint) RETURNS text LANGUAGE sql IMMUTABLE AS
+$$ SELECT p_version || ' ' || octet_length(p_queue) || ' ' || p_queue || p_type $$;
+
+-- Takes note that a worker was heard of, if it is a place or was heard of before, and of what it asks for, unless that is
+-- null; answers whether it was.
+CREATE FUNCTION {s}.hear(p_now bigint, p_worker text, p_is_place boolean, p_asks_for text[])
+RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
-    v_heard bigint;
+    v_place {s}.places;
 BEGIN
-    SELECT p.heard_us INTO v_heard FROM {s}.places p WHERE p.worker = p_worker;
-    IF p_now >= v_heard + 1000000 THEN
-        UPDATE {s}.places p SET heard_us = greatest(p.heard_us, p_now) WHERE p.worker = p_worker;
-    ELSIF v_heard IS NULL AND p_is_place THEN
-        INSERT INTO {s}.places AS p (worker, heard_us) VALUES (p_worker, p_now) ON CONFLICT DO NOTHING;
+    SELECT * INTO v_place FROM {s}.places p WHERE p.worker = p_worker;
+    IF v_place.worker IS NULL AND p_is_place THEN
+        INSERT INTO {s}.places (worker, heard_us, since_us, asks_for) VALUES (p_worker, p_now, p_now, p_asks_for)
+        ON CONFLICT DO NOTHING;
+    ELSIF p_now >= v_place.heard_us + 1000000 OR p_asks_for IS NOT NULL
+        AND (v_place.asks_for IS NULL OR NOT (v_place.asks_for <@ p_asks_for AND p_asks_for <@ v_place.asks_for)) THEN
+        UPDATE {s}.places p SET
+            heard_us = CASE WHEN p_now >= p.heard_us + 1000000 THEN p_now ELSE p.heard_us END,
+            asks_for = coalesce(p_asks_for, p.asks_for),
+            since_us = CASE WHEN p_asks_for IS NULL OR p.asks_for <@ p_asks_for THEN p.since_us ELSE p_now END
+        WHERE p.worker = p_worker;
     END IF;
-    RETURN p_is_place OR v_heard IS NOT NULL;
+    RETURN p_is_place OR v_place.worker IS NOT NULL;
 END $$;
 
 -- What binds a flow: its session, or else its affinity.
@@ -40,42 +52,53 @@ CREATE FUNCTION {s}.binding(p_key bigint) RETURNS text LANGUAGE sql VOLATILE AS 
 $$;
 
 -- Keeps those of these flows, which are due and locked, for the workers that they are bound to that are bound to others
--- than this one; answers with them.
-CREATE FUNCTION {s}.keep(p_now bigint, p_worker text, p_keys bigint[]) RETURNS bigint[] LANGUAGE plpgsql VOLATILE AS $$
+-- than this one; answers with the rest, in their order.
+CREATE FUNCTION {s}.not_kept(p_now bigint, p_worker text, p_keys bigint[])
+RETURNS bigint[] LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
-    v_kept bigint[] := '{}';
-    v_flow record;
-    v_words text[];
-    v_heard bigint;
-    v_until bigint;
+    v_kept bigint[];
 BEGIN
-    FOR v_flow IN
-        SELECT f.key, f.lane, f.worker, f.deadline_us, {s}.binding(f.key) AS binding,
-            CASE WHEN k.until_us = f.due_us THEN k.due_us ELSE f.due_us END AS due_us
+    -- A worker that was never heard of counts from now on. In the order of their names, and not while others do the same:
+    -- nobody waits for anybody who waits for these flows.
+    IF pg_try_advisory_xact_lock(4572676, hashtext($name${s}.places$name$)) THEN
+        INSERT INTO {s}.places (worker, heard_us, since_us)
+        SELECT DISTINCT f.worker, p_now, p_now FROM unnest(p_keys) c (key) JOIN {s}.flows f ON f.key = ANY (ARRAY[c.key])
+        WHERE f.worker <> p_worker AND {s}.binding(f.key) LIKE 'require %'
+            AND NOT EXISTS (SELECT FROM {s}.places p WHERE p.worker = f.worker)
+        ORDER BY f.worker
+        ON CONFLICT DO NOTHING;
+    END IF;
+    WITH bound AS MATERIALIZED (
+        SELECT f.key, f.lane, f.worker, f.deadline_us, string_to_array({s}.binding(f.key), ' ') AS words,
+            CASE WHEN k.until_us = f.due_us THEN k.due_us ELSE f.due_us END AS due_us,
+            coalesce(CASE WHEN p.asks_for IS NULL OR EXISTS (SELECT FROM {s}.lanes l WHERE l.lane = f.lane
+                    AND {s}.asked_for(l.queue, l.flow_type, l.version) = ANY (p.asks_for)) THEN p.heard_us
+                ELSE least(p.since_us, p.heard_us) END, p_now) AS heard_us
         FROM unnest(p_keys) c (key) JOIN {s}.flows f ON f.key = ANY (ARRAY[c.key])
         LEFT JOIN {s}.kept k ON k.flow = ANY (ARRAY[c.key])
+        LEFT JOIN {s}.places p ON p.worker = ANY (ARRAY[f.worker])
         WHERE f.worker <> p_worker
-    LOOP
-        CONTINUE WHEN v_flow.binding IS NULL;
-        v_words := string_to_array(v_flow.binding, ' ');
-        SELECT p.heard_us INTO v_heard FROM {s}.places p WHERE p.worker = v_flow.worker;
-        v_until := CASE
-            WHEN v_words[1] = 'prefer' THEN {s}.later(v_flow.due_us, v_words[2]::bigint)
-            WHEN v_words[2] <> 'never' THEN {s}.later(coalesce(v_heard, p_now), v_words[2]::bigint)
-            WHEN {s}.later(coalesce(v_heard, p_now), 60000000) > p_now THEN {s}.later(coalesce(v_heard, p_now), 60000000)
-            ELSE 253402300799999999 END;
-        v_until := least(v_until, v_flow.deadline_us);
-        CONTINUE WHEN v_until <= p_now;
-        IF v_words[1] = 'require' AND v_heard IS NULL THEN
-            PERFORM {s}.hear(p_now, v_flow.worker, true);
-        END IF;
+    ), opens AS MATERIALIZED (
+        SELECT b.key, b.lane, b.worker, b.due_us, least(b.deadline_us, CASE
+            WHEN b.words[1] = 'prefer' THEN {s}.later(b.due_us, b.words[2]::bigint)
+            WHEN b.words[2] <> 'never' THEN {s}.later(b.heard_us, b.words[2]::bigint)
+            WHEN {s}.later(b.heard_us, 60000000) > p_now THEN {s}.later(b.heard_us, 60000000)
+            ELSE 253402300799999999 END) AS until_us
+        FROM bound b WHERE b.words IS NOT NULL
+    ), noted AS (
         INSERT INTO {s}.kept AS k (flow, worker, lane, due_us, until_us)
-        VALUES (v_flow.key, v_flow.worker, v_flow.lane, v_flow.due_us, v_until)
-        ON CONFLICT (flow) DO UPDATE SET worker = excluded.worker, due_us = excluded.due_us, until_us = excluded.until_us;
-        UPDATE {s}.flows f SET due_us = v_until WHERE f.key = v_flow.key;
-        v_kept := v_kept || v_flow.key;
-    END LOOP;
-    RETURN v_kept;
+        SELECT o.key, o.worker, o.lane, o.due_us, o.until_us FROM opens o WHERE o.until_us > p_now
+        ON CONFLICT (flow) DO UPDATE SET worker = excluded.worker, due_us = excluded.due_us, until_us = excluded.until_us
+    ), filed AS (
+        UPDATE {s}.flows f SET due_us = o.until_us FROM opens o
+        WHERE f.key = ANY (ARRAY[o.key]) AND o.until_us > p_now RETURNING f.key
+    )
+    SELECT array_agg(filed.key) INTO v_kept FROM filed;
+    IF v_kept IS NULL THEN
+        RETURN p_keys;
+    END IF;
+    RETURN ARRAY(SELECT c.key FROM unnest(p_keys) WITH ORDINALITY c (key, place)
+        LEFT JOIN unnest(v_kept) k (key) ON k.key = c.key WHERE k.key IS NULL ORDER BY c.place);
 END $$;
 
 -- Makes flows claimable that are kept for a worker, so many at most: those of these lanes, or this one.
@@ -101,7 +124,7 @@ END $$;
 -- `p_granted` are passed over: an earlier round has leased them, perhaps for no time.
 CREATE FUNCTION {s}.claim(p_now bigint, p_flow text, p_known bigint, p_lanes integer[], p_priorities smallint[],
     p_limit bigint, p_lease bigint, p_deliveries_max bigint, p_worker text, p_granted bigint[],
-    p_is_place boolean)
+    p_is_place boolean, p_asks_for text[])
 RETURNS SETOF {s}.claimed LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
@@ -111,19 +134,24 @@ DECLARE
     v_to integer;
     v_lanes integer[];
     v_chosen bigint[] := '{}';
-    v_tried bigint[];
     v_seen bigint[];
     v_locked bigint[];
     v_next bigint;
     v_count bigint;
-    v_kept bigint[] := '{}';
-    v_kept_in_all integer := 0;
+    v_free bigint[];
+    v_kept integer := 0;
+    v_last_due bigint;
+    v_last_key bigint;
     -- Whether flows are bound to workers, or were; where it is false nothing else is looked at.
     v_binds boolean := EXISTS (SELECT FROM {s}.labels n WHERE n.name = 'ergon.affinity')
         OR EXISTS (SELECT FROM {s}.labels n WHERE n.name = 'ergon.session');
     v_is_place boolean := p_is_place OR v_binds OR EXISTS (SELECT FROM {s}.places);
 BEGIN
-    v_is_place := v_is_place AND {s}.hear(v_now, p_worker, p_is_place);
+    IF p_is_place AND NOT EXISTS (SELECT FROM {s}.places p WHERE p.worker = p_worker) THEN
+        -- Nobody who has flows locked waits for this.
+        PERFORM pg_advisory_xact_lock(4572676, hashtext($name${s}.places$name$));
+    END IF;
+    v_is_place := v_is_place AND {s}.hear(v_now, p_worker, p_is_place, p_asks_for);
     IF v_binds AND p_limit > 0 THEN
         PERFORM {s}.bring_back(p_worker, p_lanes, (SELECT a.key FROM {s}.facts a WHERE a.id = p_flow), p_limit);
     END IF;
@@ -135,9 +163,9 @@ BEGIN
         v_now := {s}.now_us(p_now);
         IF p_limit > 0 AND EXISTS (SELECT FROM {s}.flows f WHERE f.key = v_seen[1] AND f.due_us <= v_now) THEN
             v_chosen := v_seen;
-            IF v_binds AND {s}.keep(v_now, p_worker, v_seen) <> '{}' THEN
-                v_chosen := '{}';
-                v_kept_in_all := 1;
+            IF v_binds THEN
+                v_chosen := {s}.not_kept(v_now, p_worker, v_seen);
+                v_kept := 1 - cardinality(v_chosen);
             END IF;
         END IF;
     ELSE
@@ -151,48 +179,42 @@ BEGIN
         WHILE p_priorities[v_to + 1] = p_priorities[v_from] LOOP
             v_to := v_to + 1;
         END LOOP;
-        IF v_to = v_from THEN
+        IF v_to = v_from AND NOT v_binds THEN
             SELECT array_agg(key) INTO v_locked FROM (
                 SELECT f.key FROM {s}.flows f
                 WHERE f.lane = p_lanes[v_from] AND f.due_us <= v_now AND f.key <> ALL (p_granted)
-                    AND f.key <> ALL (v_chosen)
                 ORDER BY f.due_us, f.key LIMIT v_missing FOR NO KEY UPDATE SKIP LOCKED) due;
-            v_kept := '{}';
-            IF v_binds AND v_locked IS NOT NULL THEN
-                v_kept := {s}.keep(v_now, p_worker, v_locked);
-                v_kept_in_all := v_kept_in_all + cardinality(v_kept);
-                v_locked := ARRAY(SELECT c.key FROM unnest(v_locked) WITH ORDINALITY c (key, place)
-                    WHERE c.key <> ALL (v_kept) ORDER BY c.place);
-            END IF;
             v_chosen := v_chosen || v_locked;
             v_missing := v_missing - coalesce(cardinality(v_locked), 0);
-            -- Others come after those that are kept.
-            CONTINUE WHEN v_kept <> '{}';
         ELSE
             v_lanes := p_lanes[v_from:v_to];
-            v_tried := p_granted;
-            WHILE v_missing > 0 LOOP
-                -- The first of all are among the first of each. What others hold is passed over in the next round.
-                SELECT array_agg(key) INTO v_seen FROM (
-                    SELECT due.key FROM unnest(v_lanes) l (lane) CROSS JOIN LATERAL (
+            v_last_due := -9223372036854775808;
+            v_last_key := 0;
+            -- So many are passed over by one claim, as in `Affinity`.
+            WHILE v_missing > 0 AND v_kept < 1000 LOOP
+                -- The first of all are among the first of each, more where those before were kept. What others hold is
+                -- passed over in the next round.
+                SELECT array_agg(first.key), max(first.due_us) INTO v_seen, v_last_due FROM (
+                    SELECT due.key, due.due_us FROM unnest(v_lanes) l (lane) CROSS JOIN LATERAL (
                         SELECT f.due_us, f.key FROM {s}.flows f WHERE f.lane = l.lane AND f.due_us <= v_now
-                        ORDER BY f.due_us, f.key LIMIT v_missing + cardinality(v_tried)) due
-                    WHERE due.key <> ALL (v_tried)
-                    ORDER BY due.due_us, due.key LIMIT v_missing) first;
+                            AND (f.due_us, f.key) > (v_last_due, v_last_key) AND f.key <> ALL (p_granted)
+                        ORDER BY f.due_us, f.key LIMIT v_missing + least(v_kept, 1000 - v_kept)) due
+                    ORDER BY due.due_us, due.key LIMIT v_missing + least(v_kept, 1000 - v_kept)) first;
                 EXIT WHEN v_seen IS NULL;
+                v_last_key := v_seen[cardinality(v_seen)];
                 SELECT array_agg(key) INTO v_locked FROM (
                     SELECT f.key FROM {s}.flows f WHERE f.key = ANY (v_seen)
                         AND coalesce(f.due_us, 9223372036854775807) <= v_now
                     ORDER BY f.due_us, f.key FOR NO KEY UPDATE SKIP LOCKED) due;
-                IF v_binds AND v_locked IS NOT NULL THEN
-                    v_kept := {s}.keep(v_now, p_worker, v_locked);
-                    v_kept_in_all := v_kept_in_all + cardinality(v_kept);
-                    v_locked := ARRAY(SELECT c.key FROM unnest(v_locked) WITH ORDINALITY c (key, place)
-                        WHERE c.key <> ALL (v_kept) ORDER BY c.place);
+                CONTINUE WHEN v_locked IS NULL;
+                v_free := v_locked;
+                IF v_binds THEN
+                    v_free := {s}.not_kept(v_now, p_worker, v_locked);
+                    v_kept := v_kept + cardinality(v_locked) - cardinality(v_free);
+                    v_free := v_free[1:v_missing];
                 END IF;
-                v_chosen := v_chosen || v_locked;
-                v_missing := v_missing - coalesce(cardinality(v_locked), 0);
-                v_tried := v_tried || v_seen;
+                v_chosen := v_chosen || v_free;
+                v_missing := v_missing - cardinality(v_free);
             END LOOP;
         END IF;
         v_from := v_to + 1;
@@ -201,7 +223,7 @@ BEGIN
         IF v_binds THEN
             DELETE FROM {s}.kept k WHERE k.flow = ANY (v_chosen);
             IF EXISTS (SELECT FROM unnest(v_chosen) c (key) WHERE {s}.binding(c.key) LIKE 'require %') THEN
-                v_is_place := {s}.hear(v_now, p_worker, true);
+                v_is_place := {s}.hear(v_now, p_worker, true, p_asks_for);
             END IF;
         END IF;
         RETURN QUERY
@@ -234,7 +256,7 @@ BEGIN
             SELECT f.due_us FROM {s}.flows f WHERE f.lane = l.lane AND f.due_us IS NOT NULL
             ORDER BY f.due_us, f.key LIMIT 1) due;
     END IF;
-    RETURN NEXT (NULL, v_count, NULL, NULL, NULL, v_next, NULL, NULL, v_kept_in_all, NULL, NULL, NULL, NULL, NULL,
+    RETURN NEXT (NULL, v_count, NULL, NULL, NULL, v_next, NULL, NULL, v_kept, NULL, NULL, NULL, NULL, NULL,
         v_is_place, NULL, NULL, NULL, NULL, NULL, v_now, NULL, NULL)::{s}.claimed;
 END $$;
 

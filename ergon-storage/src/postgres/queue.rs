@@ -294,6 +294,17 @@ struct Round {
     is_stale: bool,
 }
 
+/// What a worker asks for that says that it is there, as the function `asked_for` names it.
+fn asks_for(request: &ClaimRequest) -> Option<Vec<String>> {
+    let ClaimTarget::Queues { queues, types } = &request.target else { return None };
+    let name = |queue: &str, (flow_type, version): &(Arc<str>, u32)| {
+        let queue = escape(queue);
+        format!("{version} {} {queue}{}", queue.len(), escape(flow_type))
+    };
+    let all = || queues.iter().flat_map(|queue| types.iter().map(|entry| name(queue, entry))).collect();
+    request.is_place.then(all)
+}
+
 async fn claim_once(log: &Inner, request: &ClaimRequest, limit: usize, granted: &[Leased]) -> Result<Round> {
     let now = log.manual_now();
     let lease = micros(request.lease);
@@ -307,7 +318,8 @@ async fn claim_once(log: &Inner, request: &ClaimRequest, limit: usize, granted: 
     let limit_number = i64::try_from(limit).unwrap_or(i64::MAX).min(i64::from(i32::MAX));
     let granted: Vec<i64> = granted.iter().map(|leased| leased.key).collect();
     let is_place = request.is_place;
-    let values: [&(dyn ToSql + Sync); 11] = [
+    let asks_for = asks_for(request);
+    let values: [&(dyn ToSql + Sync); 12] = [
         &now,
         &flow,
         &known,
@@ -319,6 +331,7 @@ async fn claim_once(log: &Inner, request: &ClaimRequest, limit: usize, granted: 
         &worker,
         &granted,
         &is_place,
+        &asks_for,
     ];
     let rows = log.pool.query(Role::Queue, Statement::Claim, &values, Repeat::Unsafe).await?;
     match read_round(log, request, &rows, known, sent).await {

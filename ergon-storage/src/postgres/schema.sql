@@ -162,7 +162,10 @@ CREATE INDEX kept_worker ON {s}.kept (worker, due_us, flow);
 -- When workers were heard of that flows are or were bound to.
 CREATE TABLE {s}.places (
     worker text COLLATE "C" PRIMARY KEY,
-    heard_us bigint NOT NULL
+    heard_us bigint NOT NULL,
+    -- Since when it asks for no more than these queues, types and versions; null while that is not known.
+    since_us bigint NOT NULL,
+    asks_for text[] COLLATE "C"
 );
 
 -- What a claim answers with: the flows, by their numbers, and last one row without a key that says what is due next,

@@ -166,7 +166,7 @@ statements! {
         JOIN {s}.lanes l ON l.lane = f.lane";
 
     // Claim.
-    Claim: "SELECT c.* FROM {s}.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) c";
+    Claim: "SELECT c.* FROM {s}.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) c";
     Histories: concat!("SELECT ", record_columns!(), " FROM unnest($1::bigint[], $2::bigint[]) AS i (first, last) \
         CROSS JOIN LATERAL (SELECT * FROM {s}.records r WHERE r.k BETWEEN i.first AND i.last ORDER BY r.k) r");
     Mailboxes: concat!("SELECT ", message_columns!(), " FROM unnest($1::bigint[]) AS i (flow) CROSS JOIN LATERAL \

@@ -3,6 +3,8 @@
 //! A flow that is due and is not for whoever asks is filed under the instant at which it is for anyone, so that nobody
 //! comes upon it before; `kept` says since when it is due. What is filed otherwise by now is kept no more.
 
+use std::collections::{BTreeSet, HashSet};
+
 use rusqlite::{OptionalExtension, params};
 
 use super::{error::Outcome, writer::Tx};
@@ -22,25 +24,78 @@ fn is_of_use(tx: &mut Tx<'_, '_>) -> Outcome<bool> {
     Ok(found)
 }
 
-/// Takes note that a worker was heard of, if it `is_place` or was heard of before. Answers whether it was.
-pub(super) fn hear(tx: &mut Tx<'_, '_>, worker: &str, is_place: bool) -> Outcome<bool> {
+/// A worker that flows are or were bound to.
+struct Place {
+    heard_at: Timestamp,
+    /// What it asks for, on a line each; `None` while that is not known.
+    asks_for: Option<String>,
+    /// Since when it asks for no more.
+    since: Timestamp,
+}
+
+impl Place {
+    /// When it was heard of as one that asks for such flows.
+    fn heard_at(&self, info: &FlowInfo) -> Timestamp {
+        let name = line(&info.queue, &info.flow_type, info.version);
+        let asks_for_it = self.asks_for.as_ref().is_none_or(|lines| lines.lines().any(|line| line == name));
+        if asks_for_it { self.heard_at } else { self.since.min(self.heard_at) }
+    }
+}
+
+/// A queue, a type and a version on a line of their own.
+fn line(queue: &str, flow_type: &str, version: u32) -> String {
+    let name = format!("{version} {} {queue}{flow_type}", queue.len());
+    name.replace('\\', r"\\").replace('\n', r"\n").replace('\r', r"\r")
+}
+
+/// What a target asks for, in an order of its own; `None` for one that is one flow.
+fn lines(target: &ClaimTarget) -> Option<String> {
+    let ClaimTarget::Queues { queues, types } = target else { return None };
+    let pairs = queues.iter().flat_map(|queue| types.iter().map(move |entry| (queue, entry)));
+    let lines: BTreeSet<String> = pairs.map(|(queue, (flow_type, version))| line(queue, flow_type, *version)).collect();
+    Some(lines.into_iter().collect::<Vec<_>>().join("\n"))
+}
+
+/// Takes note that the worker that asks was heard of, if it `is_place` or was heard of before, and of what it asks for if it
+/// says that it is there. Answers whether it was.
+pub(super) fn hear(tx: &mut Tx<'_, '_>, request: &ClaimRequest, is_place: bool) -> Outcome<bool> {
     if !is_place && !is_of_use(tx)? {
         return Ok(false);
     }
     let now = tx.now();
-    let before = heard_at(tx, worker)?;
-    if before.map_or(is_place, |at| now >= at.saturating_add(Affinity::HEARD_STEP)) {
-        *tx.places = Some(true);
-        let sql = "INSERT OR REPLACE INTO places (worker, heard_us) VALUES (?1, ?2)";
-        tx.conn.prepare_cached(sql)?.execute(params![worker, now.as_micros()])?;
+    let before = place(tx, &request.worker)?;
+    if before.is_none() && !is_place {
+        return Ok(false);
     }
-    Ok(is_place || before.is_some())
+    let is_later = before.as_ref().is_none_or(|before| now >= before.heard_at.saturating_add(Affinity::HEARD_STEP));
+    let known = before.as_ref().and_then(|before| before.asks_for.as_deref());
+    let asks_for = request.is_place.then(|| lines(&request.target)).flatten();
+    let asks_for = asks_for.as_deref().or(known);
+    if is_later || asks_for != known {
+        *tx.places = Some(true);
+        let is_less = match (known, asks_for) {
+            (Some(known), Some(asks_for)) => {
+                let asks_for: HashSet<&str> = asks_for.lines().collect();
+                !known.lines().all(|line| asks_for.contains(line))
+            }
+            (known, asks_for) => known != asks_for,
+        };
+        let since = before.as_ref().filter(|_| !is_less).map_or(now, |before| before.since);
+        let heard_at = before.as_ref().filter(|_| !is_later).map_or(now, |before| before.heard_at);
+        let sql = "INSERT OR REPLACE INTO places (worker, heard_us, asks_for, since_us) VALUES (?1, ?2, ?3, ?4)";
+        let values = params![&*request.worker, heard_at.as_micros(), asks_for, since.as_micros()];
+        tx.conn.prepare_cached(sql)?.execute(values)?;
+    }
+    Ok(true)
 }
 
-fn heard_at(tx: &Tx<'_, '_>, worker: &str) -> Outcome<Option<Timestamp>> {
-    let sql = "SELECT heard_us FROM places WHERE worker = ?1";
-    let heard = tx.conn.prepare_cached(sql)?.query_row([worker], |row| row.get(0)).optional()?;
-    Ok(heard.map(Timestamp::from_micros))
+fn place(tx: &Tx<'_, '_>, worker: &str) -> Outcome<Option<Place>> {
+    let sql = "SELECT heard_us, asks_for, since_us FROM places WHERE worker = ?1";
+    let read = |row: &rusqlite::Row<'_>| {
+        let instant = |index| row.get(index).map(Timestamp::from_micros);
+        Ok(Place { heard_at: instant(0)?, asks_for: row.get(1)?, since: instant(2)? })
+    };
+    Ok(tx.conn.prepare_cached(sql)?.query_row([worker], read).optional()?)
 }
 
 /// Keeps a flow that is due for the worker that it is bound to, if that is another one than `worker`; answers whether it
@@ -55,11 +110,12 @@ pub(super) fn keep(tx: &mut Tx<'_, '_>, key: i64, info: &FlowInfo, worker: &str,
     let due_us: Option<i64> =
         tx.conn.prepare_cached(sql)?.query_row([key, filed_at.as_micros()], |row| row.get(0)).optional()?;
     let due_at = due_us.map_or(filed_at, Timestamp::from_micros);
-    let heard_at = heard_at(tx, bound_to)?;
-    let until = binding.kept_until(due_at, heard_at.unwrap_or(now), info.deadline_at, now);
-    let Some(until) = until else { return Ok(false) };
-    if heard_at.is_none() && matches!(binding, Affinity::Require { .. }) {
-        hear(tx, bound_to, true)?;
+    let place = place(tx, bound_to)?;
+    let heard_at = place.as_ref().map_or(now, |place| place.heard_at(info));
+    let Some(until) = binding.kept_until(due_at, heard_at, info.deadline_at, now) else { return Ok(false) };
+    if place.is_none() && matches!(binding, Affinity::Require { .. }) {
+        let sql = "INSERT INTO places (worker, heard_us, since_us) VALUES (?1, ?2, ?2)";
+        tx.conn.prepare_cached(sql)?.execute(params![&**bound_to, now.as_micros()])?;
     }
     *tx.places = Some(true);
     let sql = "INSERT OR REPLACE INTO kept (flow, worker, lane, due_us, until_us) \
@@ -124,9 +180,9 @@ pub(super) fn forget(tx: &Tx<'_, '_>, key: i64) -> Outcome<()> {
 }
 
 /// A flow with an affinity is leased to a worker.
-pub(super) fn leased(tx: &mut Tx<'_, '_>, key: i64, info: &FlowInfo, worker: &str) -> Outcome<()> {
+pub(super) fn leased(tx: &mut Tx<'_, '_>, key: i64, info: &FlowInfo, request: &ClaimRequest) -> Outcome<()> {
     if matches!(Affinity::binding(&info.labels), Affinity::Require { .. }) {
-        hear(tx, worker, true)?;
+        hear(tx, request, true)?;
     }
     forget(tx, key)
 }

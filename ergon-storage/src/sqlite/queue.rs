@@ -13,12 +13,14 @@ use super::{
     writer::Tx,
 };
 use crate::{
-    ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Enqueued, Error, FlowId, FlowState, Labels, Lease, LeaseState,
-    NewFlow, Record, Timestamp, Wake,
+    Affinity, ClaimRequest, ClaimTarget, Claimed, ClaimedFlow, Enqueued, Error, FlowId, FlowState, Labels, Lease,
+    LeaseState, NewFlow, Record, Timestamp, Wake,
 };
 
 /// Up to how many due flows of a lane are looked up at once when several lanes are merged.
 const LANE_CHUNK_MIN: usize = 16;
+/// How many due flows of a lane are looked up at once because those before them were not to be had.
+const LANE_CHUNK_MAX: usize = 1_024;
 
 pub(super) fn enqueue(tx: &mut Tx<'_, '_>, flows: &[NewFlow]) -> Outcome<Vec<Enqueued>> {
     let now = tx.now();
@@ -117,19 +119,19 @@ pub(super) fn is_what_is_wanted(tx: &mut Tx<'_, '_>, wanted: &NewFlow) -> Outcom
 }
 
 pub(super) fn claim(tx: &mut Tx<'_, '_>, request: &ClaimRequest) -> Outcome<Claimed> {
-    let is_heard = places::hear(tx, &request.worker, request.is_place)?;
+    let is_heard = places::hear(tx, request, request.is_place)?;
     places::bring_back(tx, request)?;
     let mut claimed = claim_due(tx, request)?;
     if claimed.flows.is_empty() && request.limit > 0 && owners::look(tx)? {
         claimed = claim_due(tx, request)?;
     }
-    claimed.is_place = is_heard || places::hear(tx, &request.worker, false)?;
+    claimed.is_place = is_heard || places::hear(tx, request, false)?;
     Ok(claimed)
 }
 
 fn claim_due(tx: &mut Tx<'_, '_>, request: &ClaimRequest) -> Outcome<Claimed> {
     let now = tx.now();
-    let mut claimed = Claimed::default();
+    let (mut claimed, mut passed) = (Claimed::default(), 0);
     match &request.target {
         ClaimTarget::Flow(id) => {
             let mut due = || -> Outcome<Option<(Option<i64>, i64)>> {
@@ -140,7 +142,7 @@ fn claim_due(tx: &mut Tx<'_, '_>, request: &ClaimRequest) -> Outcome<Claimed> {
                 && due_us <= now.as_micros()
                 && request.limit > 0
             {
-                claimed.flows.extend(lease(tx, key, request, now)?);
+                claimed.flows.extend(lease(tx, key, request, now, &mut passed)?);
             }
             let read = |row: &rusqlite::Row<'_>| row.get::<_, Option<i64>>(0);
             let due_us = tx.st.due_by_id.query_row([id.as_str()], read).optional()?.flatten();
@@ -149,7 +151,7 @@ fn claim_due(tx: &mut Tx<'_, '_>, request: &ClaimRequest) -> Outcome<Claimed> {
         ClaimTarget::Queues { queues, types } => {
             let lanes = tx.lanes.matching(queues, types);
             for group in lanes.chunk_by(|a, b| a.0 == b.0) {
-                claim_from(tx, group, request, now, &mut claimed.flows)?;
+                claim_from(tx, group, request, now, &mut passed, &mut claimed.flows)?;
             }
             let mut next = None;
             for (_, lane) in lanes {
@@ -168,6 +170,7 @@ fn claim_from(
     group: &[(i16, i64)],
     request: &ClaimRequest,
     now: Timestamp,
+    passed: &mut usize,
     claimed: &mut Vec<ClaimedFlow>,
 ) -> Outcome<()> {
     let missing = request.limit.saturating_sub(claimed.len());
@@ -176,7 +179,7 @@ fn claim_from(
     }
     let chunk = if group.len() == 1 { missing } else { (2 * missing / group.len()).max(LANE_CHUNK_MIN) };
     let mut cursors: Vec<LaneCursor> = group.iter().map(|(_, lane)| LaneCursor::new(*lane, chunk)).collect();
-    while claimed.len() < request.limit {
+    while claimed.len() < request.limit && *passed < Affinity::PASSED_MAX {
         let mut first: Option<((i64, i64), usize)> = None;
         for (index, cursor) in cursors.iter_mut().enumerate() {
             if let Some(head) = cursor.head(tx, now)?
@@ -187,7 +190,7 @@ fn claim_from(
         }
         let Some(((_, key), index)) = first else { break };
         cursors[index].ahead.pop_front();
-        claimed.extend(lease(tx, key, request, now)?);
+        claimed.extend(lease(tx, key, request, now, passed)?);
     }
     Ok(())
 }
@@ -215,28 +218,37 @@ impl LaneCursor {
                 self.ahead.push_back((row.get(0)?, row.get(1)?));
             }
             self.exhausted = self.ahead.len() < self.chunk;
+            // Others come behind those that were not to be had.
+            self.chunk = self.chunk.saturating_mul(2).min(LANE_CHUNK_MAX).max(self.chunk);
             self.last = self.ahead.back().copied().unwrap_or(self.last);
         }
         Ok(self.ahead.front().copied())
     }
 }
 
-/// Leases a due flow; `None` when it is stalled instead.
-fn lease(tx: &mut Tx<'_, '_>, key: i64, request: &ClaimRequest, now: Timestamp) -> Outcome<Option<ClaimedFlow>> {
-    let mut claimed = match read(tx, key, request) {
-        Ok(claimed) => claimed,
-        Err(Fault::Unreadable(what)) => {
-            tracing::error!(key, "a flow cannot be read and is stalled: {what}");
-            tx.st.stall.execute(params![key, format!("the log cannot read the flow: {what}")])?;
-            return Ok(None);
-        }
-        Err(fault) => return Err(fault),
+/// Leases a due flow; `None` when it is stalled instead, or kept for another worker, which is counted.
+fn lease(
+    tx: &mut Tx<'_, '_>,
+    key: i64,
+    request: &ClaimRequest,
+    now: Timestamp,
+    passed: &mut usize,
+) -> Outcome<Option<ClaimedFlow>> {
+    let row = match head(tx, key) {
+        Ok(row) => row,
+        Err(fault) => return stall_unreadable(tx, key, fault),
     };
-    let info = &mut claimed.info;
-    let may_be_bound = !info.labels.is_empty();
-    if may_be_bound && places::keep(tx, key, info, &request.worker, now)? {
+    let may_be_bound = !row.info.labels.is_empty();
+    // Before more is read of it, for there may be many.
+    if may_be_bound && places::keep(tx, key, &row.info, &request.worker, now)? {
+        *passed += 1;
         return Ok(None);
     }
+    let mut claimed = match read(tx, row, request) {
+        Ok(claimed) => claimed,
+        Err(fault) => return stall_unreadable(tx, key, fault),
+    };
+    let info = &mut claimed.info;
     if info.deliveries >= request.deliveries_max.max(1) {
         let (times, worker) = (info.deliveries, info.worker.as_deref().unwrap_or("nobody"));
         let reason = format!(
@@ -265,20 +277,30 @@ fn lease(tx: &mut Tx<'_, '_>, key: i64, request: &ClaimRequest, now: Timestamp) 
         tx.owners.id(),
     ])?;
     if may_be_bound {
-        places::leased(tx, key, info, &request.worker)?;
+        places::leased(tx, key, info, request)?;
     }
     claimed.lease.epoch = info.epoch;
     tx.hints.flows.push(info.id.clone());
     Ok(Some(claimed))
 }
 
+/// A flow that cannot be read hides no others.
+fn stall_unreadable(tx: &mut Tx<'_, '_>, key: i64, fault: Fault) -> Outcome<Option<ClaimedFlow>> {
+    let Fault::Unreadable(what) = fault else { return Err(fault) };
+    tracing::error!(key, "a flow cannot be read and is stalled: {what}");
+    tx.st.stall.execute(params![key, format!("the log cannot read the flow: {what}")])?;
+    Ok(None)
+}
+
+fn head(tx: &mut Tx<'_, '_>, key: i64) -> Outcome<FlowRow> {
+    let mut rows = tx.st.flow.query([key])?;
+    let row = rows.next()?.ok_or_else(|| Fault::Unreadable("the flow is in an index only".into()))?;
+    row::flow(row, tx.conn, tx.lanes)
+}
+
 /// Reads all that the holder of a lease is given.
-fn read(tx: &mut Tx<'_, '_>, key: i64, request: &ClaimRequest) -> Outcome<ClaimedFlow> {
-    let FlowRow { info, messages: last_message, .. } = {
-        let mut rows = tx.st.flow.query([key])?;
-        let row = rows.next()?.ok_or_else(|| Fault::Unreadable("the flow is in an index only".into()))?;
-        row::flow(row, tx.conn, tx.lanes)?
-    };
+fn read(tx: &mut Tx<'_, '_>, row: FlowRow, request: &ClaimRequest) -> Outcome<ClaimedFlow> {
+    let FlowRow { key, info, messages: last_message } = row;
     let wanted = u32::try_from(request.history_max).unwrap_or(u32::MAX).min(info.records);
     let (input, history) = input_and_history(tx, key, wanted)?;
     let mut messages = Vec::new();

@@ -167,7 +167,11 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX kept_worker ON kept (worker, due_us, flow);
     CREATE TABLE places (
         worker TEXT PRIMARY KEY,
-        heard_us INTEGER NOT NULL
+        heard_us INTEGER NOT NULL,
+        -- The queues, types and versions that it asks for, on a line each, and since when it asks for no more; null while that
+        -- is not known.
+        asks_for TEXT,
+        since_us INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
 
     -- By their types, so that those that are to be forgotten are found without the others.

@@ -143,6 +143,60 @@ do
         return is_place or before and true
     end
 
+    -- The names of lanes in an order of their own, each with its length before it.
+    local function listed(lane_names)
+        local names = {}
+        for place = 1, #lane_names do
+            names[place] = pack('>I2', #lane_names[place]) .. lane_names[place]
+        end
+        sort(names)
+        return table.concat(names)
+    end
+
+    -- Hands the names of such a list to `take`.
+    local function each_listed(list, take)
+        local from = 1
+        while from < #list do
+            local size = unpack_struct('>I2', list, from)
+            take(sub(list, from + 2, from + 1 + size))
+            from = from + 2 + size
+        end
+    end
+
+    -- Takes note of what a worker asks for that is a place.
+    bindings.asks_for = function(worker, lane_names)
+        local list, known, since = listed(lane_names), call('HGET', prefix .. 'asks', worker), now
+        if known then
+            if sub(known, 9) == list then
+                return
+            end
+            local asked_for, is_less = {}, false
+            for place = 1, #lane_names do
+                asked_for[lane_names[place]] = true
+            end
+            each_listed(sub(known, 9), function(name) is_less = is_less or not asked_for[name] end)
+            since = is_less and now or unpack_struct('>i8', known)
+        end
+        call('HSET', prefix .. 'asks', worker, pack('>i8', since) .. list)
+    end
+
+    -- When a worker was heard of as one that asks for such flows; nil when it never was heard of.
+    local function heard_at(worker, r)
+        local heard = call('ZSCORE', prefix .. 'places', worker)
+        heard = heard and to_number(heard) or nil
+        local known = heard and call('HGET', prefix .. 'asks', worker)
+        if not known then
+            return heard
+        end
+        -- Its type, version and queue, without its input.
+        local header, asks_for_it = call('GETRANGE', prefix .. 'i:' .. r.m, 0, 300), false
+        local type_end = (byte(header, 1) or 0) + 5
+        local queue = sub(header, type_end + 1, type_end + 1 + (byte(header, type_end + 1) or 0))
+        local name = queue .. sub(header, 1, type_end)
+        each_listed(sub(known, 9), function(asked_for) asks_for_it = asks_for_it or asked_for == name end)
+        return asks_for_it and heard or least(heard, (unpack_struct('>i8', known)))
+    end
+
     local function forget(m)
         local kept = call('HGET', prefix .. 'kept', m)
         if kept then
@@ -171,8 +225,8 @@ do
             local since, filed = unpack_struct('>i8i8', kept)
             due = filed == r.due and since or due
         end
-        local heard = to_number(call('ZSCORE', prefix .. 'places', r.worker) or now)
-        local till
+        local known = heard_at(r.worker, r)
+        local heard, till = known or now, nil
         if kind == 'prefer' then
             till = after(due, to_number(time))
         elseif time ~= 'never' then
@@ -188,7 +242,7 @@ do
         if till <= now then
             return false
         end
-        if kind == 'require' and not call('ZSCORE', prefix .. 'places', r.worker) then
+        if kind == 'require' and not known then
             bindings.hear(r.worker, true)
         end
         forget(r.m)
@@ -294,23 +348,25 @@ do
         return a.m < b.m
     end
 
-    -- How many flows one claim looks at beyond those that it takes: what stays due is claimed next.
-    local PASSED_MAX = 2000
+    -- How many flows one claim looks at beyond those that it takes: what stays due is claimed next. Those that it keeps for
+    -- others are behind what is due by then.
+    local PASSED_MAX = 1000
     -- For how long a flow whose row cannot be read is left alone.
     local POSTPONED = 60000000
 
     -- Hands every due flow of a group to `take`, in the order in which they are claimed, while that wants more; those that
-    -- cannot be read go to `pass_over`.
-    local function each_due(group, wanted, take, pass_over)
-        local live, looked = {}, 0
+    -- cannot be read go to `pass_over`. Answers how many were not to be had, with those before.
+    local function each_due(group, wanted, take, pass_over, passed)
+        local live = {}
         for place = 1, #group do
             if call('ZCOUNT', group[place].name, '-inf', text(now)) > 0 then
                 live[#live + 1] = group[place]
             end
         end
         local more = #live > 0
-        while more and wanted() > 0 and looked < PASSED_MAX do
-            local page = least(wanted(), 1000)
+        while more and wanted() > 0 and passed < PASSED_MAX do
+            -- More where those before were not to be had.
+            local page = least(wanted() + least(passed, PASSED_MAX - passed), 1000)
             local numbers, from, last = {}, {}, 0
             if #live == 1 then
                 numbers = call(
@@ -342,10 +398,10 @@ do
             end
             fetch(numbers)
             fetch_cold(numbers)
-            looked = looked + last
             for place = 1, last do
-                if wanted() <= 0 then
-                    return
+                local before = wanted()
+                if before <= 0 then
+                    return passed
                 end
                 local source = from[place] or live[1]
                 source.passed = source.passed + 1
@@ -355,8 +411,10 @@ do
                 else
                     pass_over(numbers[place], source.short)
                 end
+                passed = passed + (wanted() == before and 1 or 0)
             end
         end
+        return passed
     end
 
     -- How many bytes of a history and of a mailbox a claim answers with, and of all flows together, as far as one flow
@@ -414,6 +472,9 @@ do
             single = find_id(single)
         end
         bindings.hear(worker, is_place)
+        if is_place and single == '' then
+            bindings.asks_for(worker, names)
+        end
         bindings.bring_back(worker, limit, names, single and single ~= '' and single.m)
         local lease_end = after(now, lease)
         local flows, claimed, by_number, bytes, is_full, unreadable = {}, {}, {}, 0, false, {}
@@ -473,8 +534,9 @@ do
             end
         else
             groups, all = sources(names)
+            local passed = 0
             for place = 1, #groups do
-                each_due(groups[place], wanted, take, pass_over)
+                passed = each_due(groups[place], wanted, take, pass_over, passed)
             end
         end
         local found = 0

@@ -8,6 +8,7 @@
 --   counts     hash   lane:state: how many flows
 --   fin        zset   flows that have ended, by when
 --   places     zset   workers that flows are or were bound to, by when they were heard of
+--   asks       hash   what such a worker asks for: since when no more than now, the names of the lanes
 --   kept       hash   flows that are due and kept for their workers: since when, what they are filed under, the worker
 --   b:WORKER   zset   flows that are kept for a worker, by since when they are due
 --   q:L:P      zset   scheduled flows of lane L and priority P, by when they are due
