@@ -309,6 +309,67 @@ fn repair_charges_once() {
 }
 
 #[test]
+fn courier_is_called_back() {
+    let text = run("courier", &[]);
+    has(
+        &text,
+        &[
+            "cake: delivered a cake, by Bob, confirmed by Ada, notes: ring twice and mind the dog",
+            "piano: Bob waits on: the block exceeded its time limit of 200ms",
+            "Bob is called back: the flow exceeded its time limit",
+            "piano: the flow failed: the flow exceeded its time limit",
+            "Bob had: cake (completed)",
+            "Bob had: piano (failed)",
+        ],
+    );
+    assert_eq!(text.matches("called back").count(), 1, "{text}");
+}
+
+#[test]
+fn deploy_leaves_old_parcels_alone() {
+    let text = run("deploy", &[]);
+    has(
+        &text,
+        &[
+            "check of the careless build: no; flow \"vase\": the code and the history part at call 2",
+            "check of build 2: vase goes on",
+            "lamp: insure",
+            "kite: flown",
+            "check of build 3: no; flow \"vase\": the flow goes by the code from before the change \"insurance\"",
+            "check of build 3: lamp goes on",
+            "vase: delivered",
+            "parcels under way: 1",
+            "lamp: delivered",
+        ],
+    );
+    assert!(!text.contains("vase: insure"), "{text}");
+    for step in ["pack", "weigh", "deliver"] {
+        assert_eq!(text.matches(&format!(": {step}\n")).count(), 2, "{text}");
+    }
+}
+
+#[test]
+fn desk_puts_things_right() {
+    let text = run("desk", &[]);
+    has(
+        &text,
+        &[
+            "invoice scheduled in queue bank: 6",
+            "  collect 6\n  collect 1\n",
+            "invoice-1: the bank does not answer",
+            "to retry: 5 flows",
+            "retried:  5 flows",
+            "to cancel: 1 flows: invoice-5",
+            "cancelled: 1 flows: invoice-5",
+            "deleted:   1 flows: invoice-2",
+            "flows there: 5",
+            "forgotten: 2",
+        ],
+    );
+    assert_eq!(text.matches("  collect ").count(), 10, "{text}");
+}
+
+#[test]
 fn approval_ends_in_three_ways() {
     let text = run("approval", &[]);
     has(
