@@ -448,6 +448,23 @@ fn outside(what: &str) -> ! {
 /// # Panics
 ///
 /// Outside a flow.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::prelude::*;
+///
+/// #[flow]
+/// async fn whoami() -> ergon::Result<String> {
+///     Ok(flow_id().to_string())
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let executor = Executor::new(InMemoryExecutionLog::new());
+/// assert_eq!(executor.run(whoami()).id("order-7").await?, "order-7");
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn flow_id() -> FlowId {
     Context::current("ergon::flow_id()").flow.id.clone()
@@ -469,6 +486,28 @@ pub fn run_number() -> u32 {
 /// # Panics
 ///
 /// Outside a flow.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::prelude::*;
+///
+/// #[flow]
+/// async fn insist() -> ergon::Result<u32> {
+///     call().await
+/// }
+///
+/// #[step(retry(max_attempts = 3, backoff = "1ms"))]
+/// async fn call() -> ergon::Result<u32> {
+///     if attempt() < 3 { Err(ergon::Error::new("not yet")) } else { Ok(attempt()) }
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let executor = Executor::new(InMemoryExecutionLog::new());
+/// assert_eq!(executor.run(insist()).await?, 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn attempt() -> u32 {
     Context::current("ergon::attempt()").step.map_or(1, |step| step.attempt)
@@ -558,6 +597,27 @@ pub fn state<T: Send + Sync + 'static>() -> Arc<T> {
 /// # Panics
 ///
 /// Outside a flow.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::{now, prelude::*};
+///
+/// /// Time passes for the flow where something has been awaited.
+/// #[flow]
+/// async fn measure() -> ergon::Result<Duration> {
+///     let begun = now();
+///     assert_eq!(now(), begun);
+///     sleep(Duration::from_millis(20)).await;
+///     Ok(now().since(begun))
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let executor = Executor::new(InMemoryExecutionLog::new());
+/// assert!(executor.run(measure()).await? >= Duration::from_millis(20));
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn now() -> Timestamp {
     let context = Context::current("ergon::now()");
@@ -585,6 +645,25 @@ pub fn is_replaying() -> bool {
 /// # Panics
 ///
 /// Outside a flow.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::{prelude::*, random};
+///
+/// #[flow]
+/// async fn draw() -> ergon::Result<(u64, u64)> {
+///     Ok((random(), random()))
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let executor = Executor::new(InMemoryExecutionLog::new());
+/// let (first, second) = executor.run(draw()).id("draw-1").await?;
+/// assert_ne!(first, second);
+/// assert_ne!(executor.run(draw()).id("draw-2").await?.0, first, "another flow draws others");
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn random() -> u64 {
     let (high, _) = draw("ergon::random()").as_u64_pair();

@@ -98,6 +98,26 @@ pub fn schedule_timer(duration: Duration) -> Sleep {
 /// # Panics
 ///
 /// Outside a flow.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::prelude::*;
+///
+/// #[flow]
+/// async fn cool() -> ergon::Result<()> {
+///     schedule_timer_named("cooling", Duration::from_millis(5)).await;
+///     Ok(())
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let log = InMemoryExecutionLog::new();
+/// Executor::new(log.clone()).run(cool()).id("oven").await?;
+/// let history = Scheduler::new(log).history(&FlowId::new("oven")?).await?;
+/// assert_eq!(&*history.calls()[0].name, "cooling");
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn schedule_timer_named(name: &str, duration: Duration) -> Sleep {
     timer(name, Due::After(duration), Location::caller())
