@@ -476,6 +476,23 @@ pub fn flow_id() -> FlowId {
 /// # Panics
 ///
 /// Outside a flow.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::{prelude::*, run_number};
+///
+/// #[flow]
+/// async fn rounds() -> ergon::Result<u32> {
+///     if run_number() < 3 { continue_as_new(rounds()).await } else { Ok(run_number()) }
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let executor = Executor::new(InMemoryExecutionLog::new());
+/// assert_eq!(executor.run(rounds()).await?, 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn run_number() -> u32 {
     Context::current("ergon::run_number()").flow.run

@@ -201,6 +201,27 @@ pub fn send<T: Serialize>(to: impl Into<FlowId>, mailbox: &Mailbox<T>, message: 
 /// # Panics
 ///
 /// As [`send`].
+///
+/// # Examples
+///
+/// ```
+/// use ergon::{prelude::*, send_once};
+///
+/// const WORDS: Mailbox<String> = Mailbox::new("words");
+///
+/// #[flow]
+/// async fn echo() -> ergon::Result<(Option<String>, Option<String>)> {
+///     send_once(flow_id(), &WORDS, &"once".into(), "key").await?;
+///     send_once(flow_id(), &WORDS, &"twice".into(), "key").await?;
+///     Ok((WORDS.try_recv().await?, WORDS.try_recv().await?))
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let executor = Executor::new(InMemoryExecutionLog::new());
+/// assert_eq!(executor.run(echo()).await?, (Some("once".into()), None));
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn send_once<T: Serialize>(to: impl Into<FlowId>, mailbox: &Mailbox<T>, message: &T, key: &str) -> Sending {
     sending(to.into(), mailbox, message, Some(key.to_owned()))
