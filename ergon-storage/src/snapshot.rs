@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 
 use crate::{
-    CallKind, CallPath, Channel, Cleanup, Error, ErrorKind, ExecutionLog, Feed, FlowId, FlowRecord, FlowState, Item,
-    Limits, Message, NewFlow, Record, Result, Timestamp, Wake,
+    Affinity, CallKind, CallPath, Channel, Cleanup, Error, ErrorKind, ExecutionLog, Feed, FlowId, FlowRecord,
+    FlowState, Item, Limits, Message, NewFlow, Record, Result, Timestamp, Wake,
 };
 
 /// A flow with its history, its mailbox and its feeds, as one log keeps it and [another](ExecutionLog::import) can.
@@ -152,7 +152,8 @@ impl Snapshot {
     }
 
     /// Checks everything against the bounds of a log, and answers with the flow as it is put in at the instant `now`:
-    /// one that somebody runs elsewhere is due at once. Every log calls this before it changes anything.
+    /// one that somebody runs elsewhere is due at once, and so is one that is scheduled and bound to a worker; a bound one that is
+    /// suspended, when it wakes by itself. Every log calls this before it changes anything.
     ///
     /// # Errors
     ///
@@ -165,6 +166,14 @@ impl Snapshot {
             info.state = FlowState::Scheduled;
             info.due_at = Some(now);
             info.wake = Wake::default();
+        } else if info.worker.is_some() && Affinity::binding(&info.labels) != Affinity::Anyone {
+            // It may have been kept for its worker, and is due since some instant that nobody knows here.
+            let deadline_at = info.deadline_at.filter(|_| info.cleanup != Cleanup::Underway);
+            match info.state {
+                FlowState::Scheduled => info.due_at = info.due_at.min(Some(now)),
+                FlowState::Suspended => info.due_at = info.wake.at.into_iter().chain(deadline_at).min(),
+                _ => {}
+            }
         }
         Ok(self)
     }

@@ -383,6 +383,7 @@ macro_rules! conformance_tests {
                 import_of_a_taken_id_changes_nothing
                 import_refuses_what_makes_no_sense
                 an_imported_flow_goes_on
+                an_imported_flow_is_kept_no_more
                 an_imported_run_goes_on
                 an_imported_family_is_one
                 an_imported_flow_is_retried

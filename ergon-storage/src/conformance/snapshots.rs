@@ -10,8 +10,9 @@ use super::{
     },
 };
 use crate::{
-    CallPath, Cancelled, Channel, ChildOutcome, Commit, Committed, Enqueued, ErrorKind, Feed, FlowState, Imported,
-    Keep, LeaseState, NewFlow, NewItem, PrunePolicy, Reset, Retried, Sent, Snapshot,
+    Affinity, CallPath, Cancelled, Channel, ChildOutcome, ClaimRequest, ClaimTarget, Commit, Committed, Enqueued,
+    ErrorKind, Feed, FlowState, Imported, Keep, LeaseState, NewFlow, NewItem, PrunePolicy, Reset, Retried, Sent,
+    Snapshot, Takeover,
 };
 
 async fn read(log: &Handle, name: &str) -> Snapshot {
@@ -183,6 +184,36 @@ pub async fn an_imported_flow_goes_on(harness: &impl Harness) {
     other.go(&claimed.lease, 2, complete()).await;
     assert_eq!(other.prune(&PrunePolicy::older_than(Duration::ZERO)).await.unwrap(), 1);
     assert_eq!(other.snapshot().await.flows.len(), 0);
+}
+
+/// A flow that was kept for its worker is due when it would have been without that.
+pub async fn an_imported_flow_is_kept_no_more(harness: &impl Harness) {
+    let (log, other) = (Scene::new(harness).await, Scene::new(harness).await);
+    let takeover = Takeover::After(SECOND * 60);
+    let bound = |name: &str| flow(name).with_affinity(Affinity::Require { takeover });
+    let wakes_at = log.now().saturating_add(SECOND * 10);
+    log.add([bound("given back"), bound("asleep"), bound("late").with_timeout(Some(SECOND * 5)), bound("waiting")])
+        .await;
+    log.release(&log.take_flow("given back").await.lease).await.unwrap();
+    log.suspend(&log.take_flow("asleep").await.lease, 1, Some(wakes_at), &[signal("go")]).await;
+    log.suspend(&log.take_flow("late").await.lease, 1, Some(wakes_at), &[]).await;
+    log.suspend(&log.take_flow("waiting").await.lease, 1, None, &[signal("go")]).await;
+    log.advance(SECOND * 4).await;
+    let claimed = log.claim(ClaimRequest::new("second", ClaimTarget::Flow(id("given back")))).await.unwrap();
+    assert_eq!(claimed.flows.len(), 0);
+    log.advance(SECOND * 6).await;
+    let claimed = log.claim(ClaimRequest::new("second", ClaimTarget::Flow(id("asleep")))).await.unwrap();
+    assert_eq!(claimed.flows.len(), 0);
+    let ends_at = log.info("late").await.deadline_at;
+    for (name, due_at) in
+        [("given back", Some(other.now())), ("asleep", Some(wakes_at)), ("late", ends_at), ("waiting", None)]
+    {
+        let is_kept = due_at.is_some() && name != "late";
+        assert_eq!(log.info(name).await.due_at > Some(log.now()), is_kept, "{name}");
+        other.import(read(&log, name).await).await.unwrap();
+        assert_eq!(other.info(name).await.due_at, due_at, "{name}");
+    }
+    assert_eq!(other.take_flow("given back").await.info.epoch, 2, "its worker goes on");
 }
 
 /// A flow that has begun again comes with the value that it was accepted with, and begins again once more.
