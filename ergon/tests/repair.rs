@@ -7,7 +7,10 @@ use ergon::{
     admin::Cut,
     flow_id, idempotency_key,
     prelude::*,
-    storage::{CallKind, CallPath, ErrorKind as StorageErrorKind, Phase, Snapshot},
+    storage::{
+        Affinity, CallKind, CallPath, ClaimRequest, ClaimTarget, ErrorKind as StorageErrorKind, Phase, Snapshot,
+        Takeover,
+    },
     testing::{Setup, TestRuntime, crash_everywhere},
     uuid,
 };
@@ -371,4 +374,20 @@ async fn a_bad_line_is_named() {
         assert!(error.to_string().contains("line 3: ") && error.to_string().contains(why), "{error}");
         assert_eq!(admin.count(&Filter::all()).await.unwrap(), 1);
     }
+}
+
+/// A fork has run nowhere yet: it waits for no worker that its original is bound to.
+#[tokio::test]
+async fn a_fork_is_bound_to_nobody() {
+    let runtime = setup().start().await;
+    let scheduler = runtime.scheduler();
+    let never = Affinity::Require { takeover: Takeover::Never };
+    let original = scheduler.schedule(pack("a".into())).id("a").queue("gone").affinity(never).await.unwrap();
+    let claim = ClaimRequest::new("gone", ClaimTarget::Flow(original.id().clone()));
+    let lease = runtime.log().claim(claim).await.unwrap().flows.remove(0).lease;
+    runtime.log().release(&lease).await.unwrap();
+    let fork = scheduler.admin().fork(original.id()).queue("default").await.unwrap();
+    let info = runtime.log().flow(&fork).await.unwrap().unwrap().info;
+    assert_eq!((info.worker, info.started_at, Affinity::of(&info.labels)), (None, None, never));
+    assert_eq!(runtime.result(&scheduler.handle::<pack>(fork)).await.unwrap(), "a parcel with \"a\"");
 }

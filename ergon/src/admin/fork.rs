@@ -175,6 +175,8 @@ impl Fork {
         info.start_at = now;
         info.due_at = Some(now);
         info.finished_at = None;
+        // Nobody has run it yet: it is bound to no worker, whatever binds it from now on.
+        (info.worker, info.started_at) = (None, None);
         info.run = 1;
         info.deliveries = 0;
         info.records = u32::try_from(records.len()).unwrap_or(u32::MAX);
