@@ -8,7 +8,7 @@ use std::{
 };
 
 use ergon_storage::{
-    InMemoryExecutionLog, ManualClock,
+    ErrorKind, ExecutionLog, FlowId, InMemoryExecutionLog, Limits, ManualClock, NewFlow,
     conformance::{Harness, Lifetime, block_on, random_script},
 };
 
@@ -56,5 +56,21 @@ fn scripts_agree_with_themselves() {
         for seed in 10_000..10_200 {
             random_script(&MemoryHarness, seed, 80).await;
         }
+    });
+}
+
+/// Limits that were set are told, and kept to.
+#[test]
+fn other_limits_are_kept_to() {
+    block_on(async {
+        let mut limits = Limits::default();
+        limits.payload_bytes_max = 8;
+        let log = InMemoryExecutionLog::new().with_limits(limits);
+        assert_eq!(log.limits().payload_bytes_max, 8);
+        let flow = |id: &str, input: &'static str| NewFlow::new(FlowId::new(id).unwrap(), "Order", 1, input);
+        let error = log.enqueue(vec![flow("large", "123456789")]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+        log.enqueue(vec![flow("small", "12345678"), flow("smaller", "")]).await.unwrap();
+        assert_eq!(format!("{log:?}"), "InMemoryExecutionLog { flows: 2, .. }");
     });
 }

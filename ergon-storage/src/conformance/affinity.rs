@@ -59,6 +59,15 @@ pub async fn affinity_begins_anywhere(harness: &impl Harness) {
     assert_eq!(names(&ask(&log, "second", 9).await), ["c", "d"]);
 }
 
+/// A worker that no flow is bound to need not be heard of, whatever labels the flows have that it runs.
+pub async fn affinity_asks_for_no_news_of_others(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    log.add([flow("a").with_labels(Labels::from([("customer", "7")])), requires("b")]).await;
+    assert!(!ask(&log, "first", 1).await.is_place);
+    assert!(!ask(&log, "first", 0).await.is_place);
+    assert!(ask(&log, "first", 1).await.is_place);
+}
+
 /// A flow that prefers a worker is given to nobody else before its patience is at an end, and to anyone then.
 pub async fn affinity_prefers_the_worker_that_ran_it_last(harness: &impl Harness) {
     let log = Scene::new(harness).await;

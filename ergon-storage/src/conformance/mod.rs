@@ -436,6 +436,7 @@ macro_rules! conformance_tests {
             }
             affinity {
                 affinity_begins_anywhere
+                affinity_asks_for_no_news_of_others
                 affinity_prefers_the_worker_that_ran_it_last
                 affinity_counts_patience_from_the_due_instant
                 affinity_requires_the_worker_until_it_is_gone

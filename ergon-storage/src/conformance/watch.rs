@@ -9,7 +9,7 @@ use super::{
         suspend,
     },
 };
-use crate::{Channel, FlowState, PrunePolicy, Start, Topic, Watch};
+use crate::{Channel, Commit, Feed, FlowState, Keep, Labels, NewItem, PrunePolicy, Start, Timestamp, Topic, Watch};
 
 /// How long a hint may take before it counts as lost.
 const HINT_MAX: Duration = Duration::from_secs(20);
@@ -79,6 +79,12 @@ pub async fn watch_hints_at_changed_flows(harness: &impl Harness) {
         let lease = log.start(name).await;
         flow_hinted(&log, name, "a commit", async { _ = log.go(&lease, 1, next).await }).await;
     }
+    // It runs on: nothing but the item is news.
+    let mut telling = Commit::new(log.start("h").await, 1);
+    let (feed, at) = (Feed::stream("tokens"), Timestamp::EPOCH);
+    telling.items.push(NewItem { feed, keep: Keep::All, at, call: None, attempt: 0, payload: "x".into() });
+    telling.labels = Some(Labels::from([("stage", "paid")]));
+    flow_hinted(&log, "h", "an item beside a label", async { _ = log.commit(telling).await.unwrap() }).await;
     log.start("g").await;
     log.advance(LEASE).await;
     let mut poisoned = request(1);
