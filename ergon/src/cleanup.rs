@@ -145,8 +145,12 @@ impl Scope {
             if matches!(self.opened, Opened::Over) {
                 return Poll::Pending;
             }
-            if self.id().is_some_and(|id| self.flow.journal().is_turn_of(id, cx.waker())) {
-                return Poll::Ready(None);
+            if let Opened::Scope(id) = &mut self.opened {
+                let mut journal = self.flow.journal();
+                *id = journal.put_within(*id);
+                if journal.is_turn_of(*id, cx.waker()) {
+                    return Poll::Ready(None);
+                }
             }
             // Scopes within it are polled with it, and theirs is the turn before.
             let polled = match body.as_mut().as_pin_mut() {
@@ -166,14 +170,14 @@ impl Scope {
 
     /// Polls code whose scopes are within this one.
     fn within<R>(&self, poll: impl FnOnce() -> R) -> R {
-        struct Restore<'a>(&'a FlowContext, u32);
+        struct Restore<'a>(&'a FlowContext, Option<ScopeId>);
         impl Drop for Restore<'_> {
             fn drop(&mut self) {
-                self.0.journal().set_scope_depth(self.1);
+                self.0.journal().set_scope(self.1);
             }
         }
         let Some(id) = self.id() else { return poll() };
-        let before = self.flow.journal().set_scope_depth(id.inner_depth());
+        let before = self.flow.journal().set_scope(Some(id));
         let _restore = Restore(&self.flow, before);
         poll()
     }

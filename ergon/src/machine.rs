@@ -22,7 +22,7 @@ use crate::{
     context::{Context, FlowContext, Halt, Within},
     error::{Error, ErrorKind},
     flow::{FlowEnd, FlowFuture},
-    journal::{CleaningUp, Divergence, Journal},
+    journal::{CleaningUp, Journal},
 };
 
 /// What must happen before a flow can go on.
@@ -39,14 +39,18 @@ pub(crate) enum Progress {
     Ended(FlowEnd),
     /// The code cannot go on with this history.
     Stalled(String),
-    /// The history has a call that the code does not make, unless it is still going to after something that is
-    /// not durable.
-    Missing(Divergence),
+    /// The history has something that the code does not come to, for this reason, unless it is still going to after
+    /// something that is not durable.
+    Missing(String),
 }
 
 /// What to do about a wait that is not durable.
 const WAIT: &str =
     "it may go another way when it is replayed: do the waiting in a step, or with a durable timer or signal";
+
+/// What to do about one that keeps a flow from what it has to clean up.
+const MISSES_SCOPES: &str = "the flow was cancelled, and its code waits for something that is not durable before it comes to \
+    what it has to clean up: do the waiting in a step, and retry the flow, or abandon it";
 
 /// Whether bodies of steps may start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,7 +195,9 @@ impl Machine {
             let holds_up = restless && journal.hands_over() && *held_up < Self::YIELDS_MAX;
             let released = match effects {
                 Effects::Replayed => journal.release_recorded() == Some(true),
-                _ => !holds_up && journal.release(now),
+                Effects::Allowed if journal.starts_next() => false,
+                // Timers that are due already, one after another, say: the log, and whoever gives orders, must have a turn.
+                _ => !holds_up && !journal.is_full() && journal.release(now),
             };
             // What comes after the last outcome before a cancellation is the clean-up.
             let released = released || !holds_up && journal.begin_cleanup();
@@ -203,27 +209,16 @@ impl Machine {
                 continue;
             }
             if let Some(divergence) = journal.missing_call() {
-                return Progress::Missing(divergence);
+                return Progress::Missing(divergence.to_string());
+            }
+            if journal.misses_scopes() {
+                return Progress::Missing(MISSES_SCOPES.into());
             }
             if let Some(end) = end_of_cleanup(&mut journal, restless) {
                 return Progress::Ended(end);
             }
-            let begins = match effects {
-                Effects::Allowed => journal.wants_grant(now),
-                Effects::Held => journal.has_intended(),
-                Effects::Lapsed | Effects::Replayed => false,
-            };
-            if begins && effects == Effects::Allowed {
-                journal.intend(now);
-            }
-            if begins && !journal.must_flush() {
-                if std::mem::take(&mut late) {
-                    now = flow.env.clock.now();
-                }
-                match effects {
-                    Effects::Allowed => journal.grant(now),
-                    _ => journal.grant_intended(now),
-                }
+            let present = || if std::mem::take(&mut late) { flow.env.clock.now() } else { now };
+            if begin_bodies(&mut journal, effects, now, present) {
                 waker.woken.store(true, Ordering::Release);
                 yields = 0;
                 continue;
@@ -240,6 +235,26 @@ impl Machine {
                 (false, false) => Progress::Wait,
             };
         }
+    }
+}
+
+/// Lets the bodies begin that may. True when there are such.
+fn begin_bodies(journal: &mut Journal, effects: Effects, now: Timestamp, present: impl FnOnce() -> Timestamp) -> bool {
+    match effects {
+        Effects::Allowed if journal.wants_grant(now) => {
+            let now = present();
+            journal.intend(now);
+            let can_begin = journal.can_grant();
+            if can_begin {
+                journal.grant(now);
+            }
+            can_begin
+        }
+        Effects::Held if journal.can_grant_intended() => {
+            journal.grant_intended(present());
+            true
+        }
+        _ => false,
     }
 }
 

@@ -20,7 +20,7 @@ use ergon_storage::{
 use futures::{FutureExt, future::BoxFuture};
 
 use crate::{
-    drive::Driven,
+    drive::{Driven, deadline_of},
     error::{Error, ErrorKind, Result},
     step::shorten,
 };
@@ -207,9 +207,9 @@ impl Layers {
     }
 
     /// True when there is middleware for this run of the flow. A flow whose time is up only fails: it would be refused
-    /// again and again.
+    /// again and again; if it cleans up, that is a run like any other.
     pub(crate) fn surround(&self, flow: &FlowInfo, clock: &dyn Clock) -> bool {
-        !self.is_empty() && flow.deadline_at.is_none_or(|deadline| deadline > clock.now())
+        !self.is_empty() && deadline_of(flow).is_none_or(|deadline| deadline > clock.now())
     }
 
     /// The body of a step, surrounded.
@@ -258,7 +258,7 @@ impl Layers {
         for layer in self.0.iter().rev() {
             let (inner, refused) = (next, &refused);
             next = Box::pin(async move {
-                let said = AssertUnwindSafe(layer.flow(info, Next(inner))).catch_unwind().await;
+                let said = AssertUnwindSafe(async { layer.flow(info, Next(inner)).await }).catch_unwind().await;
                 let error = match said {
                     Ok(Ok(end)) => return end,
                     Ok(Err(error)) => error,

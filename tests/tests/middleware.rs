@@ -196,7 +196,7 @@ impl Middleware for Guard {
 }
 
 /// What becomes of a flow under this guard: how often its body ran, if it came to its end.
-async fn under(log: &FaultyLog, id: &str, guard: Guard) -> Result<u32, FlowError<ergon::Error>> {
+async fn under(log: &FaultyLog, id: &str, guard: impl Middleware) -> Result<u32, FlowError<ergon::Error>> {
     let scheduler = Scheduler::new(log.clone());
     let flow = scheduler.schedule(Single {}).id(id).await.unwrap();
     let worker = Worker::new(log.clone()).register::<Single>().with_state(AtomicU32::new(0));
@@ -204,6 +204,25 @@ async fn under(log: &FaultyLog, id: &str, guard: Guard) -> Result<u32, FlowError
     let result = soon("the guarded flow", flow.result()).await;
     worker.shutdown().await;
     result
+}
+
+/// Panics before there is a future.
+struct Eager;
+
+impl Middleware for Eager {
+    fn flow(&self, flow: &FlowInfo, next: NextFlow<'_>) -> impl Future<Output = ergon::Result<RunEnd>> + Send {
+        assert!(flow.id.as_str().is_empty(), "no guard at all");
+        async { Ok(next.run().await) }
+    }
+}
+
+#[tokio::test]
+async fn a_panic_before_there_is_a_future_is_one_too() {
+    let log = Place::memory().log().await;
+    match under(&log, "eager", Eager).await {
+        Err(FlowError::Stalled(text)) => assert!(text.ends_with("panicked: no guard at all"), "{text}"),
+        other => panic!("{other:?}"),
+    }
 }
 
 async fn a_step_can_be_refused_but_not_changed(place: Place) {

@@ -77,6 +77,8 @@ pub(crate) struct Drive {
     flight: Option<Flight>,
     /// How many commits were answered at once since others had a turn.
     unbroken: u32,
+    /// It is time to hear what has come, whatever the flow could do meanwhile.
+    hears: bool,
     timer: Option<(Timestamp, BoxFuture<'static, ()>)>,
     mail: Option<Mail>,
     /// The log found that something which wakes the flow is there already.
@@ -101,8 +103,11 @@ struct Flight {
     done: Landing,
 }
 
-/// What became of a commit, and what the log says about children that must be accepted.
-type Answer = Result<(Committed, Vec<Message>), ergon_storage::Error>;
+/// What became of a commit, and if it was applied what the log says about children that must be accepted.
+type Answer = Result<(Committed, Told), ergon_storage::Error>;
+
+/// What the log says about children, or why it never will.
+type Told = Result<Vec<Message>, ergon_storage::Error>;
 
 /// The answer to a commit, or the wait for it.
 enum Landing {
@@ -146,8 +151,8 @@ impl Landing {
             let flow = commit.lease.flow.clone();
             let committed = persist(|| log.commit(commit.clone()), &flow).await?;
             let told = match heard {
-                Some(heard) => persist(|| heard_of_children(&*log, &flow, heard), &flow).await?,
-                None => Vec::new(),
+                Some(heard) => persist(|| heard_of_children(&*log, &flow, heard), &flow).await,
+                None => Ok(Vec::new()),
             };
             Ok((committed, told))
         }))
@@ -198,6 +203,7 @@ impl Drive {
             commits: 0,
             flight: None,
             unbroken: 0,
+            hears: false,
             timer: None,
             mail: None,
             awake: false,
@@ -226,14 +232,8 @@ impl Drive {
             let Some(effects) = self.effects(now) else { return Box::pin(self.let_go()).await };
             if self.flight.as_ref().is_some_and(|flight| flight.suspends) {
                 // Until the answer is here nothing may go on: the flow may be another worker's by then.
-                match std::future::poll_fn(|cx| self.poll_log(cx)).await {
-                    Event::Committed(landed) => {
-                        if let Some(driven) = self.committed(landed).await {
-                            return driven;
-                        }
-                    }
-                    _ if self.is_dropped() => return Driven::Lost,
-                    _ => {}
+                if let Some(driven) = self.land().await {
+                    return driven;
                 }
                 continue;
             }
@@ -248,11 +248,11 @@ impl Drive {
             match progress {
                 Progress::Ended(end) => return self.end(end).await,
                 Progress::Stalled(reason) => return Box::pin(self.stall(reason)).await,
-                Progress::Missing(divergence) => {
+                Progress::Missing(reason) => {
                     let patience = self.options.patience;
                     let missing = self.missing.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
                     if missing.is_elapsed() || patience.is_zero() {
-                        return Box::pin(self.stall(divergence.to_string())).await;
+                        return Box::pin(self.stall(reason)).await;
                     }
                 }
                 Progress::Flush if self.flight.is_some() => self.missing = None,
@@ -261,19 +261,21 @@ impl Drive {
                     if effects == Effects::Allowed && self.goes_on(&flow, now).await {
                         continue;
                     }
-                    let (busy, wake, beats_due, batch, grants) = {
+                    let (busy, wake, beats_due, is_full, batch, grants) = {
                         let mut journal = flow.journal();
                         overdue = journal.overdue(|| flow.env.clock.now());
                         let held_up = || effects != Effects::Allowed && journal.is_held_up();
                         let busy = journal.is_busy() && !held_up() || journal.has_fresh();
                         let writes = self.flight.is_none() && (journal.has_batch() || flow.has_unwritten(&journal));
+                        let is_full = journal.is_full();
                         let batch = writes.then(|| journal.take_batch());
-                        (busy, journal.wake(), journal.beats_due(), batch, journal.wants_grant(now))
+                        (busy, journal.wake(), journal.beats_due(), is_full, batch, journal.wants_grant(now))
                     };
                     let starts = batch.as_ref().is_some_and(|batch| !batch.starts.is_empty());
                     let idle = !busy && !starts && self.flight.is_none() && !grants;
-                    if effects != Effects::Allowed && batch.is_none() && !busy && self.flight.is_none() {
-                        return Box::pin(self.release()).await;
+                    let is_at_rest = is_full || batch.is_none();
+                    if effects != Effects::Allowed && is_at_rest && !busy && self.flight.is_none() {
+                        return Box::pin(self.give_back(batch)).await;
                     }
                     due = wake.at.into_iter().chain(beats_due).min();
                     let rests = idle
@@ -366,14 +368,18 @@ impl Drive {
         self.flush(batch).await
     }
 
-    /// Writes what was collected. True when the log has answered at once, and the others have had a turn if it was time.
+    /// Writes what was collected. True when the log has answered at once, and nothing else need be looked at.
     async fn flush(&mut self, batch: Batch) -> bool {
         self.commit(batch, Next::Run, None);
-        let is_over = self.flight.is_none();
-        if is_over {
+        if self.flight.is_some() {
+            return false;
+        }
+        // Messages and time limits come to a flow whose steps are quick as they do to any other.
+        self.hears = self.unbroken >= TURN_MAX;
+        if !self.hears {
             self.give_turn().await;
         }
-        is_over
+        !self.hears
     }
 
     /// Lets other flows have a turn, if it is time.
@@ -421,7 +427,8 @@ impl Drive {
         }
         let woken = self.machine.as_ref().is_some_and(|machine| machine.poll_woken(cx).is_ready());
         // Code that is always awake must not keep everything else from being heard.
-        if woken && !self.restless {
+        let hears = std::mem::take(&mut self.hears);
+        if woken && !self.restless && !hears && self.missing.is_none() {
             return Poll::Ready(Event::Woken);
         }
         if let Some((_, timer)) = &mut self.timer
@@ -440,11 +447,11 @@ impl Drive {
         {
             let overdue = self.mail.take().map(|mail| mail.overdue).unwrap_or_default();
             return Poll::Ready(match found.unreadable {
-                Some(error) => Event::Unreadable(format!("the mailbox cannot be read: {error}")),
+                Some(error) => Event::Unreadable(unreadable(&error)),
                 None => Event::Mail { found, overdue },
             });
         }
-        if woken { Poll::Ready(Event::Woken) } else { Poll::Pending }
+        if woken || hears { Poll::Ready(Event::Woken) } else { Poll::Pending }
     }
 
     /// Polls what goes on between the log, the worker and this flow, not the flow.
@@ -537,7 +544,7 @@ impl Drive {
                 }
                 CommitNow::Answered(result) => {
                     self.unbroken += 1;
-                    Landing::Known(Some(result.map(|committed| (committed, Vec::new()))))
+                    Landing::Known(Some(result.map(|committed| (committed, Ok(Vec::new())))))
                 }
                 CommitNow::NotNow(commit) => Landing::of(Arc::clone(&self.log), commit, None),
             }
@@ -545,18 +552,12 @@ impl Drive {
         self.flight = Some(Flight { end, suspends, starts, labels, done });
     }
 
-    /// Waits for the commit that is under way, after the code has ended.
+    /// Waits for the commit that is under way, if any.
     async fn land(&mut self) -> Option<Driven> {
         while self.flight.is_some() {
             match std::future::poll_fn(|cx| self.poll_log(cx)).await {
-                Event::Committed(landed) => {
-                    return match self.committed(landed).await {
-                        // The flow is suspended in the log, before its end: whoever claims it comes here again.
-                        Some(Driven::Suspended(_)) => Some(Driven::Released),
-                        driven => driven,
-                    };
-                }
-                _ if self.is_dropped() => return Some(Driven::Lost),
+                Event::Committed(landed) => return self.committed(landed).await,
+                _ if self.is_dropped() => return Some(Box::pin(self.let_go()).await),
                 _ => {}
             }
         }
@@ -629,9 +630,13 @@ impl Drive {
         let machine = self.machine.as_mut()?;
         match result {
             Ok((committed, told)) => {
+                machine.flow().journal().flushed();
+                let told = match told {
+                    Ok(told) => told,
+                    Err(error) => return Some(Box::pin(self.stall_unreadable(&error)).await),
+                };
                 {
                     let mut journal = machine.flow().journal();
-                    journal.flushed();
                     journal.receive(told);
                     journal.started(starts);
                 }
@@ -686,8 +691,25 @@ impl Drive {
         self.write_stall(Batch::default(), reason).await
     }
 
+    /// What was written stands, but the mailbox, which must be read now, never can be.
+    async fn stall_unreadable(&mut self, error: &ergon_storage::Error) -> Driven {
+        self.machine = None;
+        let reason = unreadable(error);
+        tracing::error!(flow = %self.lease.flow, %reason, "the flow is stalled");
+        self.write_stall(Batch::default(), reason).await
+    }
+
+    /// Waits for the commit that is under way, after the code has ended.
+    async fn land_last(&mut self) -> Option<Driven> {
+        match self.land().await {
+            // The flow is suspended in the log, before its end: whoever claims it comes here again.
+            Some(Driven::Suspended(_)) => Some(Driven::Released),
+            driven => driven,
+        }
+    }
+
     async fn end(&mut self, end: FlowEnd) -> Driven {
-        if let Some(driven) = self.land().await {
+        if let Some(driven) = self.land_last().await {
             return driven;
         }
         let last = self.take_last();
@@ -723,7 +745,7 @@ impl Drive {
     }
 
     async fn stall(&mut self, reason: String) -> Driven {
-        if let Some(driven) = self.land().await {
+        if let Some(driven) = self.land_last().await {
             return driven;
         }
         tracing::error!(flow = %self.lease.flow, %reason, "the flow is stalled");
@@ -800,10 +822,21 @@ impl Drive {
                         _ => Box::pin(self.refused_for_good(&error)).await,
                     };
                 }
-                _ if self.is_dropped() => return Driven::Lost,
+                _ if self.is_dropped() => return Box::pin(self.let_go()).await,
                 _ => {}
             }
         }
+    }
+
+    /// Writes what was collected, if anything, and gives the flow back.
+    async fn give_back(&mut self, batch: Option<Batch>) -> Driven {
+        if let Some(batch) = batch {
+            self.commit(batch, Next::Run, None);
+            if let Some(driven) = self.land().await {
+                return driven;
+            }
+        }
+        self.release().await
     }
 
     async fn release(&mut self) -> Driven {
@@ -816,6 +849,11 @@ impl Drive {
             }
         }
     }
+}
+
+/// Why a flow is stalled that has such a mailbox.
+fn unreadable(error: &ergon_storage::Error) -> String {
+    format!("the mailbox cannot be read: {error}")
 }
 
 /// What a flow says that has exceeded its time limit.

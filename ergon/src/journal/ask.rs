@@ -5,7 +5,8 @@ use std::{panic::Location, sync::Arc, task::Waker, time::Duration};
 use ergon_storage::Channel;
 
 use super::{
-    Call, CallId, CallKey, CallPoll, Hold, Journal, Place, Spec, State, TimeUp, WhenCancelled, failed_path, handed,
+    Call, CallId, CallKey, CallPoll, Hold, Journal, Place, Spec, Startable, State, TimeUp, WhenCancelled, failed_path,
+    handed,
 };
 
 impl Journal {
@@ -153,7 +154,7 @@ impl Journal {
             }
             State::Running => self.busy -= usize::from(!call.quiet),
             State::Recorded { seq, .. } => {
-                if let Ok(place) = self.fresh.binary_search_by_key(&seq, |(fresh, _)| *fresh) {
+                if let Ok(place) = self.fresh.binary_search_by_key(&seq, |fresh| fresh.seq) {
                     self.fresh.remove(place);
                 }
             }
@@ -226,17 +227,18 @@ impl Journal {
     }
 
     pub(super) fn add_startable(&mut self, id: CallId) {
-        if let Err(index) = self.startable.binary_search(&id) {
-            self.startable.insert(index, id);
+        let (made, after) = (self.calls[id.0].made, self.present());
+        if let Err(index) = self.startable.binary_search_by_key(&made, |startable| startable.made) {
+            self.startable.insert(index, Startable { made, id, after });
         }
     }
 
     pub(super) fn unwatch(&mut self, id: CallId) {
         let call = &self.calls[id.0];
-        if let Ok(index) = self.startable.binary_search(&id) {
+        if let Ok(index) = self.startable.binary_search_by_key(&call.made, |startable| startable.made) {
             self.startable.remove(index);
         }
-        self.intended.retain(|intended| *intended != id);
+        self.intended.retain(|intended| intended.id != id);
         match &call.state {
             State::Backoff(due) => {
                 self.timers.remove(&(*due, id));

@@ -19,6 +19,8 @@ pub(super) struct Cancel {
     reason: Arc<str>,
     /// The code has been given all that was recorded before, and its scopes clean up.
     begun: bool,
+    /// All scopes have been polled since, so that each stands where it belongs.
+    gathered: bool,
 }
 
 impl Cancel {
@@ -29,13 +31,15 @@ impl Cancel {
             name: Arc::clone(&record.name),
             reason: String::from_utf8_lossy(&record.payload).into(),
             begun: false,
+            gathered: false,
         }
     }
 }
 
 /// A scope of the flow's own code that has something to clean up, as long as it is open. In the order in which they were
 /// opened: by how many outcomes the code had been given, and for those that were opened at the same time by how many others
-/// they are within, then by their place in the source, for a combinator may poll its branches in another order.
+/// they are within, then by their place in the source, for a combinator may poll its branches in another order. One that is
+/// within another comes after it, even if it was opened before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ScopeId {
     releases: u64,
@@ -82,11 +86,6 @@ pub(crate) struct CleanupCause {
 }
 
 impl ScopeId {
-    /// How deep the scopes are that are opened within it.
-    pub(crate) fn inner_depth(&self) -> u32 {
-        self.depth + 1
-    }
-
     /// Where it was opened, as `file:line`.
     pub(crate) fn place(&self) -> String {
         let (file, line, _) = self.place;
@@ -115,14 +114,26 @@ impl Journal {
         }
         self.scopes_opened += 1;
         let place = (location.file(), location.line(), location.column());
-        let id = ScopeId { releases: self.releases, depth: self.scope_depth, place, opened: self.scopes_opened };
+        let depth = self.scope.map_or(0, |outer| outer.depth + 1);
+        let id = ScopeId { releases: self.releases, depth, place, opened: self.scopes_opened };
         self.scopes.insert(id, OpenScope::default());
         Opened::Scope(id)
     }
 
+    /// The scope with its new place if it is polled within one that was opened later: `select!` may have polled it by
+    /// reference before.
+    pub(crate) fn put_within(&mut self, id: ScopeId) -> ScopeId {
+        let Some(outer) = self.scope.filter(|outer| *outer > id) else { return id };
+        let Some(scope) = self.scopes.remove(&id) else { return id };
+        let id = ScopeId { releases: outer.releases, depth: outer.depth + 1, ..id };
+        self.scopes.insert(id, scope);
+        id
+    }
+
     /// Whether it is the turn of this scope to clean up; the waker will be woken when it is.
     pub(crate) fn is_turn_of(&mut self, id: ScopeId, waker: &Waker) -> bool {
-        let is_turn = self.is_cleaning_up() && self.scopes.last_key_value().is_some_and(|(last, _)| *last == id);
+        let is_time = self.cancel.as_ref().is_some_and(|cancel| cancel.gathered);
+        let is_turn = is_time && self.scopes.last_key_value().is_some_and(|(last, _)| *last == id);
         if let Some(scope) = self.scopes.get_mut(&id) {
             scope.taken_up |= is_turn;
             if !scope.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
@@ -146,9 +157,9 @@ impl Journal {
         std::mem::replace(&mut self.is_inside, is_inside)
     }
 
-    /// How deep the scopes are that the code opens which is polled from now on. Returns how deep they were before.
-    pub(crate) fn set_scope_depth(&mut self, depth: u32) -> u32 {
-        std::mem::replace(&mut self.scope_depth, depth)
+    /// The scope that the code is within which is polled from now on. Returns what it was before.
+    pub(crate) fn set_scope(&mut self, scope: Option<ScopeId>) -> Option<ScopeId> {
+        std::mem::replace(&mut self.scope, scope)
     }
 
     /// True when the scopes of the code clean up.
@@ -183,7 +194,12 @@ impl Journal {
     /// Begins the clean-up, if the code, which rests, has come to its cancellation. All its calls end without an outcome,
     /// but for those that clean up already.
     pub(crate) fn begin_cleanup(&mut self) -> bool {
-        if !self.has_come_to_cancel() || self.missing_call().is_some() {
+        if let Some(cancel) = self.cancel.as_mut().filter(|cancel| cancel.begun && !cancel.gathered) {
+            cancel.gathered = true;
+            self.wake_next();
+            return !self.scopes.is_empty();
+        }
+        if !self.has_come_to_cancel() || self.missing_call().is_some() || self.misses_scopes() {
             return false;
         }
         let over: Vec<CallId> = self
@@ -203,8 +219,17 @@ impl Journal {
             cancel.begun = true;
             self.now = self.now.max(cancel.at);
         }
-        self.wake_next();
+        // First each of them finds its place.
+        for waker in self.scopes.values().filter_map(|scope| scope.waker.as_ref()) {
+            waker.wake_by_ref();
+        }
         true
+    }
+
+    /// True when the code, which rests, has come to its cancellation, but not to what it has to clean up, for it waits for
+    /// something that is not durable.
+    pub(crate) fn misses_scopes(&self) -> bool {
+        self.is_flagged && self.scopes_opened == 0 && self.calls.is_empty() && self.has_come_to_cancel()
     }
 
     /// How far the clean-up has come, of code that rests.
@@ -226,7 +251,7 @@ impl Journal {
     fn waits_for_nothing(&self) -> bool {
         let wake = self.wake();
         let is_at_rest = !self.is_busy() && !self.has_fresh() && !self.has_batch() && !self.in_flight;
-        is_at_rest && self.startable.is_empty() && wake.at.is_none() && wake.channels.is_empty()
+        is_at_rest && self.startable.is_empty() && !self.has_intended() && wake.at.is_none() && wake.channels.is_empty()
     }
 
     /// What becomes of a flow whose code has ended: one that was cancelled has nothing left to clean up.
@@ -284,7 +309,7 @@ impl Journal {
         let position = call.path.as_ref().map(ergon_storage::CallPath::position);
         call.quiet = false;
         match std::mem::replace(&mut call.state, State::Over) {
-            State::Recorded { seq, .. } => self.fresh.retain(|(kept, _)| *kept != seq),
+            State::Recorded { seq, .. } => self.fresh.retain(|fresh| fresh.seq != seq),
             State::Replaying { .. } => self.matched.extend(position.map(|position| (position, None))),
             // Whoever cleans up may take it.
             State::Released { message: Some(message), .. } => {

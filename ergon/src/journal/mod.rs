@@ -9,7 +9,7 @@
 //! outcomes are released in the order in which they were recorded. The scope of a step's body is lenient: a body
 //! may do anything between its calls, so calls are matched by what they are, and whatever has no record runs.
 //!
-//! **Invariant:** an outcome is recorded before it is released, and flushed before the next body starts.
+//! **Invariant:** an outcome is recorded before it is released, and flushed before another body starts.
 //! **Invariant:** the journal never reads a clock; every `now` is an argument.
 //! **Invariant:** while recorded outcomes of the flow's scope wait to be released, no body starts, no wait ends
 //! and nothing new is recorded.
@@ -67,12 +67,13 @@ pub(crate) struct Journal {
     /// Calls made during the replay that have no record.
     unrecorded: BTreeSet<CallId>,
     /// Recorded outcomes that wait for their release after the replay, in order. Nearly always one.
-    fresh: VecDeque<(u32, CallId)>,
+    fresh: VecDeque<Fresh>,
 
-    /// Steps whose bodies may start, in order. Nearly always one: its place is kept, where a tree would free it.
-    startable: VecDeque<CallId>,
+    /// Steps whose bodies may start, in the order of their calls. Nearly always one: its place is kept, where a tree
+    /// would free it.
+    startable: VecDeque<Startable>,
     /// Those of them that run at most once and of which it is recorded that they begin: they may when that is durable.
-    intended: Vec<CallId>,
+    intended: Vec<Startable>,
     /// Calls with an instant.
     timers: BTreeSet<(Timestamp, CallId)>,
     /// Signals that are awaited, those who wait in order.
@@ -104,7 +105,14 @@ pub(crate) struct Journal {
     seq: u32,
     last: Option<(u32, Timestamp)>,
     batch: Batch,
+    /// How many batches were taken to be written, the last of which may be in flight.
+    batches: BatchNumber,
     in_flight: bool,
+    /// The batch that was taken last, until bodies have started after it; 0 for none. Nothing is released before those have
+    /// started that wait for it alone, for they would have to wait again.
+    starts_after: BatchNumber,
+    /// The batch that has the last outcome that the flow's code was given.
+    released_in: BatchNumber,
     /// When the last released outcome was recorded: the time that the flow's code sees.
     now: Timestamp,
     releases: u64,
@@ -136,14 +144,39 @@ pub(crate) struct Journal {
     /// The scopes of the code that have something to clean up.
     scopes: BTreeMap<ScopeId, OpenScope>,
     scopes_opened: u64,
-    /// How many scopes the code is within that is polled.
-    scope_depth: u32,
+    /// The innermost scope that the code is within which is polled.
+    scope: Option<ScopeId>,
     /// The call that a clean-up awaits in vain, since the last outcome: the cancellation has ended it.
     awaited_over: Option<CallKey>,
     /// The log knows, or is about to, that there is something to clean up.
     is_flagged: bool,
     /// The code that is polled cleans up.
     is_inside: bool,
+}
+
+/// How many records may collect, give or take what one pass of the code adds, before they are written.
+const BATCH_RECORDS_MAX: usize = 1_024;
+
+/// Which of the batches of a journal, from 1; 0 is what was durable from the beginning.
+type BatchNumber = u32;
+
+/// A recorded outcome that waits for its release.
+#[derive(Debug)]
+struct Fresh {
+    seq: u32,
+    id: CallId,
+    /// The batch with which it is durable.
+    after: BatchNumber,
+}
+
+/// A step whose body may start.
+#[derive(Debug)]
+struct Startable {
+    /// When the call was made, among all calls.
+    made: u64,
+    id: CallId,
+    /// The batch with which everything is durable that had happened by then.
+    after: BatchNumber,
 }
 
 impl Journal {
@@ -186,7 +219,10 @@ impl Journal {
             seq,
             last,
             batch: Batch::default(),
+            batches: 0,
             in_flight: false,
+            starts_after: 0,
+            released_in: 0,
             now: began_at,
             releases: 0,
             draws: 0,
@@ -203,7 +239,7 @@ impl Journal {
             cancel: loaded.cancel,
             scopes: BTreeMap::new(),
             scopes_opened: 0,
-            scope_depth: 0,
+            scope: None,
             awaited_over: None,
             is_flagged: false,
             is_inside: false,
@@ -341,7 +377,7 @@ impl Journal {
         let seq = self.append(record);
         let outcome = Outcome { phase, payload: Bytes::new() };
         self.calls[id.0].state = State::Recorded { seq, at: now, outcome };
-        keep(&mut self.fresh, seq, id);
+        self.keep(seq, id);
     }
 
     /// Records a failed attempt of a running step; the next one may begin at `retry_at`.
@@ -403,34 +439,44 @@ impl Journal {
     /// Records of the bodies that may start, and run at most once, that they begin.
     pub(crate) fn intend(&mut self, now: Timestamp) {
         let begins = |call: &Call| call.never_repeats() && !call.is_lost();
-        if !self.startable.iter().any(|id| begins(&self.calls[id.0])) {
+        if !self.startable.iter().any(|startable| begins(&self.calls[startable.id.0])) {
             return;
         }
-        for id in std::mem::take(&mut self.startable) {
+        for startable in std::mem::take(&mut self.startable) {
+            let id = startable.id;
             if begins(&self.calls[id.0]) {
                 self.calls[id.0].started_at = now;
                 let attempt = self.calls[id.0].attempts + 1;
                 let record = Record { attempt, ..self.record(id, Phase::Pending, now) };
                 self.calls[id.0].begun_seq = self.append(record);
-                self.intended.push(id);
+                self.intended.push(Startable { after: self.present(), ..startable });
             } else {
-                self.startable.push_back(id);
+                self.startable.push_back(startable);
             }
         }
     }
 
-    /// Lets the bodies start that may, now that everything before them is durable.
+    /// Lets the bodies start before which everything is durable.
     pub(crate) fn grant(&mut self, now: Timestamp) {
         self.grant_intended(now);
-        for id in std::mem::take(&mut self.startable) {
-            self.run(id, now);
+        self.starts_after = 0;
+        for _ in 0..self.startable.len() {
+            match self.startable.pop_front() {
+                Some(startable) if self.may_start(&startable) => self.run(startable.id, now),
+                later => self.startable.extend(later),
+            }
         }
     }
 
     /// Lets the bodies start that run at most once and of which it is durable that they begin.
     pub(crate) fn grant_intended(&mut self, now: Timestamp) {
-        debug_assert!(!self.must_flush(), "effects come after the flush");
-        for id in std::mem::take(&mut self.intended) {
+        if self.intended.is_empty() {
+            return;
+        }
+        let (ready, later): (Vec<_>, _) =
+            std::mem::take(&mut self.intended).into_iter().partition(|intended| self.may_start(intended));
+        self.intended = later;
+        for Startable { id, .. } in ready {
             self.run(id, now);
         }
     }
@@ -481,9 +527,35 @@ impl Journal {
         !self.intended.is_empty()
     }
 
-    /// True while something is not durable yet.
-    pub(crate) fn must_flush(&self) -> bool {
-        self.in_flight || !self.batch.is_empty()
+    /// True when [`grant`](Self::grant) would let a body start.
+    pub(crate) fn can_grant(&self) -> bool {
+        self.can_grant_intended() || self.startable.iter().any(|startable| self.may_start(startable))
+    }
+
+    /// True when [`grant_intended`](Self::grant_intended) would let a body start.
+    pub(crate) fn can_grant_intended(&self) -> bool {
+        self.intended.iter().any(|intended| self.may_start(intended))
+    }
+
+    /// True when everything is durable that has led to this call, and everything that the code was given since.
+    fn may_start(&self, startable: &Startable) -> bool {
+        startable.after.max(self.released_in) <= self.durable()
+    }
+
+    /// True when bodies are to start before anything else is released.
+    pub(crate) fn starts_next(&self) -> bool {
+        let starts = |startable: &Startable| startable.after <= self.starts_after;
+        self.starts_after > 0 && !self.is_behind() && self.startable.iter().chain(&self.intended).any(starts)
+    }
+
+    /// The batch that has, or will have, everything that has happened by now.
+    fn present(&self) -> BatchNumber {
+        self.batches + BatchNumber::from(!self.batch.is_empty())
+    }
+
+    /// The last batch that is durable.
+    fn durable(&self) -> BatchNumber {
+        self.batches - BatchNumber::from(self.in_flight)
     }
 
     /// True when there is something to be written that is not being written.
@@ -491,12 +563,19 @@ impl Journal {
         !self.batch.is_empty()
     }
 
+    /// True when so much is to be written that this should be done before anything else happens.
+    pub(crate) fn is_full(&self) -> bool {
+        self.batch.records.len() >= BATCH_RECORDS_MAX
+    }
+
     /// Takes what is to be written; until [`flushed`](Self::flushed), nothing else may be taken.
     pub(crate) fn take_batch(&mut self) -> Batch {
         debug_assert!(!self.in_flight, "one commit at a time");
         // What waits for its turn may as well come along.
         self.write_beats(Timestamp::MAX);
+        self.batches += 1;
         self.in_flight = true;
+        self.starts_after = self.batches;
         std::mem::take(&mut self.batch)
     }
 
@@ -529,7 +608,7 @@ impl Journal {
     /// or runs: it may go on without that one, in another branch, but need not.
     pub(crate) fn is_held_up(&self) -> bool {
         let running = |id: CallId| matches!(self.calls[id.0].state, State::Running);
-        let waits = |id: CallId| running(id) || self.startable.contains(&id);
+        let waits = |id: CallId| running(id) || self.startable.iter().any(|startable| startable.id == id);
         let mut busy = self.calls.iter().filter(|(_, call)| matches!(call.state, State::Running) && !call.quiet);
         busy.all(|(id, _)| self.nested.get(&CallId(id)).is_some_and(|scope| scope.open.iter().any(|own| waits(*own))))
     }
@@ -676,16 +755,22 @@ impl Journal {
         }
     }
 
+    /// Keeps an outcome that was just recorded for its release.
+    fn keep(&mut self, seq: u32, id: CallId) {
+        let after = self.present();
+        self.keep_in_order(Fresh { seq, id, after });
+    }
+
+    /// Keeps a recorded outcome for its release, in the order of the records.
+    fn keep_in_order(&mut self, fresh: Fresh) {
+        let place = self.fresh.partition_point(|kept| kept.seq < fresh.seq);
+        self.fresh.insert(place, fresh);
+    }
+
     /// Takes the state out of a call that is about to get another one.
     fn take_state(&mut self, id: CallId) -> State {
         std::mem::replace(&mut self.calls[id.0].state, State::Idle)
     }
-}
-
-/// Keeps a recorded outcome for its release, in the order of the records.
-fn keep(fresh: &mut VecDeque<(u32, CallId)>, seq: u32, id: CallId) {
-    let place = fresh.partition_point(|(kept, _)| *kept < seq);
-    fresh.insert(place, (seq, id));
 }
 
 /// The place of a call of the flow's scope that has failed, unless it must not be made again.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ergon_storage::{CallPath, Channel, ChildOutcome, Message, Phase, Record, Timestamp};
 
-use super::{CallId, Hold, Journal, Outcome, Place, Reserved, Spec, State, handed, keep};
+use super::{CallId, Fresh, Hold, Journal, Outcome, Place, Reserved, Spec, State, handed};
 
 /// What the names of the messages begin with that the engine itself sends a flow. They come before all others, and before
 /// all timers: they may say that the code which waits for those is not to go on.
@@ -54,13 +54,13 @@ impl Journal {
         if !self.accepted.is_empty() {
             self.take_accepted(now);
         }
-        if let Some((_, id)) = self.fresh.front() {
+        if let Some(Fresh { id, after, .. }) = self.fresh.front() {
             // What a step's body does next may be an effect; what the flow's code does is none.
-            if matches!(self.calls[id.0].place, Place::Step(_)) && self.must_flush() {
+            if matches!(self.calls[id.0].place, Place::Step(_)) && *after > self.durable() {
                 return false;
             }
         }
-        if let Some((_, id)) = self.fresh.pop_front() {
+        if let Some(Fresh { id, .. }) = self.fresh.pop_front() {
             if let State::Recorded { at, outcome, .. } = self.take_state(id) {
                 let message = self.unconsumed(id);
                 self.hand_over(id, at, outcome, message);
@@ -72,6 +72,7 @@ impl Journal {
 
     fn hand_over(&mut self, id: CallId, at: Timestamp, outcome: Outcome, message: Option<Message>) {
         self.awaited_over = None;
+        let present = self.present();
         let call = &mut self.calls[id.0];
         // Time within a step's body is the real one; only the flow's own code lives on recorded time.
         if call.place == Place::Flow {
@@ -79,6 +80,7 @@ impl Journal {
             self.releases += 1;
             self.draws = 0;
             self.handed_over = Some(id);
+            self.released_in = present;
         }
         call.state = State::Released { outcome, message: message.map(Box::new) };
         if let Some(waker) = call.waker.take() {
@@ -183,7 +185,7 @@ impl Journal {
             self.reserved.insert(message.seq, Reserved { owner, hold: Hold::Untaken(Some(message)) });
         }
         self.calls[id.0].state = State::Recorded { seq, at, outcome };
-        keep(&mut self.fresh, seq, id);
+        self.keep(seq, id);
         false
     }
 
@@ -218,7 +220,7 @@ impl Journal {
             let record = Record { payload: payload.clone(), ..self.record(id, phase, now) };
             let seq = self.append(record);
             self.calls[id.0].state = State::Recorded { seq, at: now, outcome: Outcome { phase, payload } };
-            keep(&mut self.fresh, seq, id);
+            self.keep(seq, id);
         }
     }
 
@@ -238,7 +240,7 @@ impl Journal {
             let seq = self.append(record);
             let outcome = Outcome { phase: Phase::Completed, payload: Bytes::new() };
             self.calls[id.0].state = State::Recorded { seq, at: now, outcome };
-            keep(&mut self.fresh, seq, id);
+            self.keep(seq, id);
         }
     }
 }

@@ -5,12 +5,11 @@ use std::collections::BTreeSet;
 use ergon_storage::{CallKind, CallPath, Channel, Phase, Record, Timestamp};
 
 use super::{
-    CallId, CallKey, Divergence, Due, Journal, Outcome, Place, Refusal, Spec, State,
+    CallId, CallKey, Divergence, Due, Fresh, Journal, Outcome, Place, Refusal, Spec, State,
     beat::Pulse,
     call::{Call, TimeLimit},
     handed,
     history::{Recorded, RecordedOutcome},
-    keep,
 };
 
 impl Journal {
@@ -232,9 +231,10 @@ impl Journal {
             }
             Some(RecordedOutcome { seq, at, phase, payload }) => {
                 call.state = State::Recorded { seq, at, outcome: Outcome { phase, payload } };
-                keep(&mut self.fresh, seq, id);
                 let channel = Channel::signal(&call.key.name);
-                if let Some((seq, path)) = handed(call).map(|(seq, path)| (seq, path.clone())) {
+                let handed = handed(call).map(|(seq, path)| (seq, path.clone()));
+                self.keep_in_order(Fresh { seq, id, after: 0 });
+                if let Some((seq, path)) = handed {
                     self.find_again(seq, &path, &channel);
                 }
             }

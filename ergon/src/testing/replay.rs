@@ -56,8 +56,7 @@ impl Setup {
             }
         };
         match progress {
-            Progress::Stalled(reason) => Err(mismatch(reason)),
-            Progress::Missing(divergence) => Err(mismatch(divergence.to_string())),
+            Progress::Stalled(reason) | Progress::Missing(reason) => Err(mismatch(reason)),
             Progress::Ended(FlowEnd::Completed { result: now }) => match info.state {
                 FlowState::Completed if is_same::<F::Output>(result, &now) => Ok(()),
                 FlowState::Completed => {
