@@ -106,18 +106,20 @@ impl Machine {
     }
 
     /// True when this machine is where the log says that the flow is: the claim followed on the lease under which
-    /// the flow was suspended, or the history still ends with the same record.
+    /// the flow was suspended, or the history still ends with the same record; and it has told what this one has.
     pub(crate) fn fits(&self, claimed: &ClaimedFlow) -> bool {
         let flow = &self.flow;
         let ClaimedFlow { info, history, .. } = claimed;
-        let (seq, last) = {
+        let (seq, last, emitted) = {
             let journal = flow.journal();
-            (journal.seq(), journal.last())
+            (journal.seq(), journal.last(), journal.emitted())
         };
         let unbroken = || self.suspended_at_epoch.checked_add(1) == Some(info.epoch);
         let unchanged =
             || history.len() == info.records as usize && history.last().map(|last| (last.seq, last.at)) == last;
-        (flow.created_at, flow.run) == (info.created_at, info.run) && seq == info.records && (unbroken() || unchanged())
+        (flow.created_at, flow.run) == (info.created_at, info.run)
+            && (seq, emitted) == (info.records, info.emitted)
+            && (unbroken() || unchanged())
     }
 
     /// Notes under which lease the flow was suspended.

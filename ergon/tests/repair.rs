@@ -391,3 +391,28 @@ async fn a_fork_is_bound_to_nobody() {
     assert_eq!((info.worker, info.started_at, Affinity::of(&info.labels)), (None, None, never));
     assert_eq!(runtime.result(&scheduler.handle::<pack>(fork)).await.unwrap(), "a parcel with \"a\"");
 }
+
+/// Says what it is at, and waits.
+#[flow]
+async fn told() -> ergon::Result<String> {
+    ergon::emit("log", "begun")?;
+    wrap("a cup".into()).await?;
+    signal("go").await
+}
+
+/// Also where nothing is made again, and the worker has the flow in memory still.
+#[tokio::test]
+async fn a_flow_that_is_reset_tells_again_what_its_code_tells() {
+    let runtime = Setup::new().register::<told>().start().await;
+    let flow = runtime.scheduler().schedule(told()).await.unwrap();
+    while flow.status().await.unwrap().state != FlowState::Suspended {
+        tokio::task::yield_now().await;
+    }
+    runtime.scheduler().admin().reset(flow.id(), Cut::End).await.unwrap();
+    flow.signal("go", "now").await.unwrap();
+    assert_eq!(runtime.result(&flow).await.unwrap(), "now");
+    let log: Vec<_> = snapshot(&runtime, flow.id()).await.items.into_values().flatten().collect();
+    assert_eq!(log.len(), 2, "{log:?}");
+    assert!(log[0].epoch < log[1].epoch);
+    assert_eq!(runtime.runs("wrap"), 1);
+}

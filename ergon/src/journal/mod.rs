@@ -340,6 +340,11 @@ impl Journal {
         self.batch.items.push(item);
     }
 
+    /// How many items the flow's own code has emitted.
+    pub(crate) fn emitted(&self) -> u32 {
+        self.emitted
+    }
+
     /// How many items of the flow's own code stand if the flow, which has failed, is retried, where that is not all.
     pub(crate) fn emitted_if_retried(&self) -> Option<u32> {
         let (began, failures) = &self.failures;
