@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -48,6 +51,9 @@ pub(super) struct Engine {
     target: ClaimTarget,
     options: WorkerOptions,
     leases: Leases,
+    /// How many slots are in use. A drive keeps its slot until it has ended, also when its flow is no longer its: while it waits
+    /// for the log, the flow may be claimed again, and run in another.
+    taken: AtomicUsize,
     /// Leases that were let go because the log did not answer. What the log does is no fault of the flow's.
     let_go: Mutex<Vec<Lease>>,
     parking: Parking,
@@ -72,8 +78,9 @@ impl Engine {
     ) -> Self {
         let target = ClaimTarget::Queues { queues: options.queues.clone().into(), types };
         let parking = Parking::new(options.parked_max, env.meters.clone());
-        let (leases, let_go, freed) = (Leases::default(), Mutex::default(), Notify::new());
-        Self { log, env, defs, target, options, leases, let_go, parking, freed }
+        let (leases, taken) = (Leases::default(), AtomicUsize::new(0));
+        let (let_go, freed) = (Mutex::default(), Notify::new());
+        Self { log, env, defs, target, options, leases, taken, let_go, parking, freed }
     }
 
     pub(super) fn start(self, retention: Option<Retention>) -> Running {
@@ -165,7 +172,7 @@ impl Engine {
                     tracing::error!(worker = %self.options.name, %error, "a flow was let go because the engine panicked");
                 }
             }
-            let free = self.options.slots.saturating_sub(self.leases.len());
+            let free = self.options.slots.saturating_sub(self.taken.load(Ordering::Acquire));
             if more && free > 0 {
                 // Biased, as all that the engine waits for: the same events come to the same, which the simulation needs.
                 tokio::select! {
@@ -274,6 +281,7 @@ impl Engine {
         let flow = Box::new(flow);
         let control = Arc::new(Control::new(until));
         let lease = flow.lease.clone();
+        self.taken.fetch_add(1, Ordering::AcqRel);
         self.leases.add(lease.clone(), Arc::clone(&control));
         let engine = Arc::clone(self);
         // In a box, for spawning moves a future several times, and this one is large.
@@ -445,6 +453,7 @@ struct Slot<'a> {
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
         self.engine.leases.remove(self.lease);
+        self.engine.taken.fetch_sub(1, Ordering::AcqRel);
         self.engine.freed.notify_one();
     }
 }
