@@ -27,10 +27,16 @@ struct Mutant {
 }
 
 const STATE: &str = "ergon-storage/src/memory/state.rs";
+const QUEUE: &str = "ergon-storage/src/memory/queue.rs";
+const RUN: &str = "ergon-storage/src/memory/run.rs";
+const OUTSIDE: &str = "ergon-storage/src/memory/outside.rs";
 const LANES: &str = "ergon-storage/src/memory/lanes.rs";
 const RELEASE: &str = "ergon/src/journal/release.rs";
 const JOURNAL: &str = "ergon/src/journal/mod.rs";
 const CLEANUP: &str = "ergon/src/journal/cleanup.rs";
+const BEAT: &str = "ergon/src/journal/beat.rs";
+const SESSION: &str = "ergon/src/session.rs";
+const SNAPSHOT: &str = "ergon-storage/src/memory/snapshot.rs";
 const DRIVE: &str = "ergon/src/drive/mod.rs";
 
 const MUTANTS: &[Mutant] = &[
@@ -43,28 +49,28 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "a claim does not raise the epoch",
-        file: STATE,
+        file: QUEUE,
         before: "",
         right: "flow.info.epoch += 1;",
         wrong: "flow.info.epoch = 1;",
     },
     Mutant {
         name: "the repeat of a commit is not recognised",
-        file: STATE,
+        file: RUN,
         before: "Some((last, answer)) if ",
         right: "last == number",
         wrong: "last == number && number == 0",
     },
     Mutant {
         name: "a flow is suspended though its message is there",
-        file: STATE,
+        file: RUN,
         before: "",
         right: "due_at.is_some_and(|due_at| due_at <= now) || flow.mailbox.has_any(&wake.channels)",
         wrong: "due_at.is_some_and(|due_at| due_at <= now)",
     },
     Mutant {
         name: "a message does not wake its flow",
-        file: STATE,
+        file: RUN,
         before: "let wakes = ",
         right: "flow.info.state == FlowState::Suspended && flow.info.wake.channels.contains(&channel)",
         wrong: "false",
@@ -78,42 +84,42 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "a sender's key is forgotten",
-        file: STATE,
+        file: OUTSIDE,
         before: "",
         right: "flow.mailbox.remember(key);",
         wrong: "drop(key);",
     },
     Mutant {
         name: "a heartbeat does not renew the lease",
-        file: STATE,
+        file: QUEUE,
         before: "",
         right: "flow.info.due_at = Some(until);",
         wrong: "let _ = until;",
     },
     Mutant {
         name: "a parent does not hear of its child",
-        file: STATE,
+        file: RUN,
         before: "self.end_silently(number, end, now);\n        ",
         right: "self.tell_parent(number, outcome, told, now);",
         wrong: "let _ = (outcome, told);",
     },
     Mutant {
         name: "children outlive the cancellation of their parent",
-        file: STATE,
+        file: OUTSIDE,
         before: "",
         right: "pending.extend(self.attached_children(next, next).map(|(child, _)| child));",
         wrong: "",
     },
     Mutant {
         name: "the clean-up does not wait for whoever runs the flow",
-        file: STATE,
+        file: OUTSIDE,
         before: "let due_at = ",
         right: "if flow.is_running() { flow.info.due_at } else { Some(now) }",
         wrong: "Some(now)",
     },
     Mutant {
         name: "a flow that is cleaning up is cancelled once more",
-        file: STATE,
+        file: OUTSIDE,
         before: "",
         right: "flow.info.state.is_final() || flow.info.is_cleaning_up() && !at_once",
         wrong: "flow.info.state.is_final()",
@@ -155,7 +161,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "a claim does not say when the next flow is due",
-        file: STATE,
+        file: QUEUE,
         before: "None => ",
         right: "self.index.lanes.next_due_at(&lanes)",
         wrong: "None",
@@ -169,7 +175,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "another run begins with the history of the former",
-        file: STATE,
+        file: RUN,
         before: "",
         right: "flow.history = Vec::new();",
         wrong: "",
@@ -243,6 +249,125 @@ const MUTANTS: &[Mutant] = &[
         before: "let held_up = || ",
         right: "effects != Effects::Allowed && journal.is_held_up()",
         wrong: "false",
+    },
+    Mutant {
+        name: "the last heartbeat of an attempt that fails is not written",
+        file: BEAT,
+        before: "self.held.remove(&(at, id));\n            if ",
+        right: "phase == Phase::Completed",
+        wrong: "{ let _ = phase; true }",
+    },
+    Mutant {
+        name: "what a step has reported is forgotten with its process",
+        file: BEAT,
+        before: "pub(super) fn resumed(progress: Bytes) -> Self {\n        ",
+        right: "Self { progress: Some((progress, Timestamp::EPOCH)), ..Self::default() }",
+        wrong: "drop(progress); Self::default()",
+    },
+    Mutant {
+        name: "nobody looks whether a body has fallen silent",
+        file: BEAT,
+        before: "",
+        right: "self.armed = Some(now.saturating_add(silence));",
+        wrong: "let _ = now; self.armed = None;",
+    },
+    Mutant {
+        name: "a replay tells again what was told",
+        file: JOURNAL,
+        before: "if ",
+        right: "self.emitted <= self.emitted_before",
+        wrong: "false",
+    },
+    Mutant {
+        name: "a stream forgets its first items",
+        file: STATE,
+        before: "if ",
+        right: "keep == Keep::Last",
+        wrong: "keep == Keep::Last || items.len() > 2",
+    },
+    Mutant {
+        name: "a label that a flow takes away stays",
+        file: "ergon/src/labels.rs",
+        before: "change(\"ergon::remove_label()\", |labels| ",
+        right: "_ = labels.remove(name.as_ref())",
+        wrong: "_ = labels.get(name.as_ref())",
+    },
+    Mutant {
+        name: "a flow that is bound goes to whoever asks",
+        file: QUEUE,
+        before: "",
+        right: "Affinity::binding(&info.labels).kept_until(due_at, heard_at, info.deadline_at, now)",
+        wrong: "{ let _ = (due_at, heard_at, now); None }",
+    },
+    Mutant {
+        name: "a flow is not told that its session is lost",
+        file: SESSION,
+        before: "",
+        right: "(place != place_of(worker)).then(|| id.to_owned())",
+        wrong: "{ let _ = (place, worker, id); None }",
+    },
+    Mutant {
+        name: "a session after a reset is told of the loss of the one before",
+        file: SESSION,
+        before: "",
+        right: "(crate::idempotency_key(), epoch)",
+        wrong: "(crate::idempotency_key(), 0 * epoch)",
+    },
+    Mutant {
+        name: "writes under the lease before a reset are accepted",
+        file: SNAPSHOT,
+        before: "",
+        right: "info.epoch += 1;",
+        wrong: "",
+    },
+    Mutant {
+        name: "a reset keeps a record too many",
+        file: SNAPSHOT,
+        before: "",
+        right: "flow.history.truncate(reset.keep as usize);",
+        wrong: "flow.history.truncate(reset.keep as usize + 1);",
+    },
+    Mutant {
+        name: "a flow that was taken back goes on in memory from where it was",
+        file: "ergon/src/machine.rs",
+        before: "",
+        right: "(seq, emitted) == (info.records, info.emitted)",
+        wrong: "{ let _ = emitted; seq == info.records }",
+    },
+    Mutant {
+        name: "a fork waits for the children of its origin",
+        file: "ergon/src/admin/cut.rs",
+        before: "",
+        right: "record.kind == CallKind::Child && !ended.contains(&record.path)",
+        wrong: "{ let _ = &ended; record.kind != record.kind }",
+    },
+    Mutant {
+        name: "a retry keeps the calls that it is to make again",
+        file: STATE,
+        before: "",
+        right: "self.history.retain(|record| !again.contains(&record.path));",
+        wrong: "",
+    },
+    Mutant {
+        name: "a group is cancelled up to the first that has ended",
+        file: "ergon/src/admin/bulk.rs",
+        before: "",
+        right: "report.left_alone += 1;",
+        wrong: "return Ok(report);",
+    },
+    Mutant {
+        name: "a slot is free while its drive waits for the log",
+        file: "ergon/src/worker/engine.rs",
+        before: "self.options.slots.saturating_sub(",
+        right: "self.taken.load(Ordering::Acquire)",
+        wrong: "self.leases.all().len()",
+    },
+    Mutant {
+        name: "what was begun is not tidied up",
+        file: "ergon/src/cleanup.rs",
+        before: "let cleanup = scope.enter(|| cleanup(reason));\n        if let Err(error) = ",
+        right: "scope.run(pin!(cleanup)).await",
+        wrong: "{ drop(cleanup); scope.close(); std::future::pending().await }",
     },
 ];
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ergon::FlowId;
+use ergon::{FlowId, SessionLost, Timestamp, storage::CallPath};
 
 use crate::{process::Process, program::Value, world::World};
 
@@ -19,12 +19,14 @@ pub(crate) struct Turn {
     pub(crate) world: Arc<World>,
     pub(crate) process: Arc<Process>,
     pub(crate) flow: FlowId,
+    pub(crate) created_at: Timestamp,
     pub(crate) run: u32,
     pub(crate) epoch: u64,
 }
 
 thread_local! {
     static TURN: RefCell<Option<Arc<Turn>>> = const { RefCell::new(None) };
+    static STEP: RefCell<Option<(CallPath, u32)>> = const { RefCell::new(None) };
     static REPLAYED: RefCell<Option<Arc<Code>>> = const { RefCell::new(None) };
 }
 
@@ -38,6 +40,16 @@ pub(crate) fn within<T>(turn: &Arc<Turn>, poll: impl FnOnce() -> T) -> T {
 
 pub(crate) fn turn() -> Option<Arc<Turn>> {
     TURN.with_borrow(Clone::clone)
+}
+
+/// The body of this step begins next.
+pub(crate) fn begins(path: &CallPath, attempt: u32) {
+    STEP.set(Some((path.clone(), attempt)));
+}
+
+/// The step whose body has just begun, and the attempt: for the body to ask before it waits for anything.
+pub(crate) fn step() -> (CallPath, u32) {
+    STEP.with_borrow(Clone::clone).expect("a body has begun")
 }
 
 /// The code that a replay outside of any process began last.
@@ -83,6 +95,15 @@ impl Code {
             }
         }
         value
+    }
+
+    /// The flow is told that its session is lost.
+    pub(crate) fn loses(lost: &SessionLost) {
+        if let Some(turn) = turn()
+            && lost.worker == lost.by
+        {
+            turn.world.fail(format!("{} has lost its session to its own worker: {lost}", turn.flow));
+        }
     }
 
     /// What it saw so far.

@@ -2,7 +2,8 @@
 //!
 //! The real engine, with several workers, schedulers and clients, runs on a virtual clock, in one thread, over the log
 //! in memory behind a network that misbehaves. A seed decides all of it, so that a run can be had again, line by line.
-//! `plan` is what a seed decides, `program` the flows and what they may come to, `world` what a run shares, `process`
+//! `plan` is what a seed decides, `program` the flows and what they may come to, `told` what bodies of steps tell, `world` what a run shares,
+//! `process`
 //! and `network` what stands still, dies, delays and loses, and `laws` what must hold after every event. `simulation`
 //! is one run and `shrink` makes a failing one smaller.
 
@@ -15,6 +16,7 @@ mod process;
 mod program;
 mod shrink;
 mod simulation;
+mod told;
 mod world;
 
 use std::{

@@ -34,6 +34,8 @@ pub(crate) enum Write {
     Cancel(FlowId, String),
     Retry(FlowId),
     Reoffer(Vec<(Arc<str>, u32)>, String),
+    Import(Box<Snapshot>),
+    Reset(Reset),
 }
 
 /// What the log answers.
@@ -48,6 +50,8 @@ pub(crate) enum Reply {
     Cancelled(Cancelled),
     Retried(Retried),
     Reoffered(u64),
+    Imported(Imported),
+    IsReset,
 }
 
 /// What the network does to a call.
@@ -79,6 +83,8 @@ impl Write {
             Self::Cancel(flow, reason) => at_once(log.cancel(&flow, &reason)).map(Reply::Cancelled),
             Self::Retry(flow) => at_once(log.retry(&flow)).map(Reply::Retried),
             Self::Reoffer(types, build) => at_once(log.reoffer(&types, &build)).map(Reply::Reoffered),
+            Self::Import(snapshot) => at_once(log.import(*snapshot)).map(Reply::Imported),
+            Self::Reset(reset) => at_once(log.reset(reset)).map(|()| Reply::IsReset),
         }
     }
 }
@@ -215,7 +221,7 @@ impl ExecutionLog for Network {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Committed> {
-        let seen = self.process.seen_at(&commit.lease.flow, commit.lease.epoch, commit.number);
+        let seen = self.process.seen_at(&commit.lease, commit.number);
         reply!(self.write(Write::Commit(Box::new(commit), seen)).await, Committed)
     }
 
@@ -223,7 +229,7 @@ impl ExecutionLog for Network {
         if !self.world.is_prompt() {
             return CommitNow::NotNow(commit);
         }
-        let seen = self.process.seen_at(&commit.lease.flow, commit.lease.epoch, commit.number);
+        let seen = self.process.seen_at(&commit.lease, commit.number);
         let answer = self.world.arrives(&self.process, Write::Commit(Box::new(commit), seen));
         CommitNow::Answered((|| reply!(answer, Committed))())
     }
@@ -284,12 +290,12 @@ impl ExecutionLog for Network {
         self.read("extras", || at_once(self.world.log().extras(flow))).await
     }
 
-    async fn import(&self, _: Snapshot) -> Result<Imported> {
-        Err(StorageError::new(ErrorKind::Unsupported, "nothing is imported in a simulation"))
+    async fn import(&self, snapshot: Snapshot) -> Result<Imported> {
+        reply!(self.write(Write::Import(Box::new(snapshot))).await, Imported)
     }
 
-    async fn reset(&self, _: Reset) -> Result<()> {
-        Err(StorageError::new(ErrorKind::Unsupported, "nothing is reset in a simulation"))
+    async fn reset(&self, reset: Reset) -> Result<()> {
+        self.write(Write::Reset(reset)).await.map(drop)
     }
 
     async fn prune(&self, _: &PrunePolicy) -> Result<u64> {

@@ -2,7 +2,10 @@
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
+use std::time::Duration;
+
 use crate::program::{Circumstances, Generator, Op, Program};
+use ergon::{Affinity, Takeover};
 
 /// A run, but for what is drawn while it goes on, which its [`salt`](Self::salt) decides.
 #[derive(Debug, Clone)]
@@ -13,6 +16,8 @@ pub(crate) struct Plan {
     pub(crate) flows: Vec<FlowPlan>,
     pub(crate) fleet: Fleet,
     pub(crate) faults: Faults,
+    /// When all flows of the group are cancelled.
+    pub(crate) cancel_group_at_ms: Option<u64>,
 }
 
 /// A flow that a client schedules.
@@ -26,6 +31,36 @@ pub(crate) struct FlowPlan {
     pub(crate) cancel_at_ms: Option<u64>,
     /// When messages are sent to it.
     pub(crate) messages_at_ms: Vec<u64>,
+    /// It is one of the group.
+    pub(crate) in_group: bool,
+    pub(crate) affinity: Affinity,
+    /// Somebody follows what it tells.
+    pub(crate) is_followed: bool,
+    pub(crate) repairs: Vec<Repair>,
+}
+
+/// What is done about a flow by hand.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Repair {
+    pub(crate) at_ms: u64,
+    pub(crate) means: Means,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Means {
+    Retry,
+    Reset(Place),
+    /// With the messages that it has, or without.
+    Fork(Place, bool),
+}
+
+/// Where a history is cut.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Place {
+    Start,
+    End,
+    /// So far from its beginning, out of a thousand.
+    Call(usize),
 }
 
 /// The processes that run flows, and their settings.
@@ -99,14 +134,16 @@ impl Plan {
         let count = rng.random_range(1..=3);
         let mut generator = Generator { rng, flows: count, budget: 24, numbers: 1 };
         let flows = (0..count).map(|number| FlowPlan::new(number, &mut generator, faults.until_ms)).collect();
-        Self { seed, salt: 0, flows, fleet, faults }
+        let cancel_group_at_ms = rng.random_bool(0.15).then(|| rng.random_range(0..faults.until_ms));
+        Self { seed, salt: 0, flows, fleet, faults, cancel_group_at_ms }
     }
 
     pub(crate) fn circumstances(&self) -> Circumstances {
         let Faults { freeze_every_ms, slow_bodies, .. } = self.faults;
         let deaths = self.faults.deaths();
+        let repairs = self.flows.iter().any(|flow| !flow.repairs.is_empty());
         // A process that waits for the log does not come to its bodies in time.
-        Circumstances { slow: deaths || freeze_every_ms > 0 || slow_bodies > 0, deaths }
+        Circumstances { slow: deaths || freeze_every_ms > 0 || slow_bodies > 0, deaths, repairs }
     }
 
     /// Plans in which a little less happens, those that leave out the most first.
@@ -126,6 +163,7 @@ impl Plan {
         for clear in Faults::EACH {
             add(&|plan| clear(&mut plan.faults));
         }
+        add(&|plan| plan.cancel_group_at_ms = None);
         add(&|plan| plan.fleet.processes = 1);
         add(&|plan| plan.fleet.processes = plan.fleet.processes.min(2));
         add(&|plan| plan.fleet.latency_ms = 0);
@@ -138,6 +176,11 @@ impl Plan {
             add(&|plan| plan.flows[index].cancel_at_ms = None);
             add(&|plan| plan.flows[index].messages_at_ms.clear());
             add(&|plan| plan.flows[index].delay_ms = 0);
+            add(&|plan| plan.flows[index].affinity = Affinity::Anyone);
+            add(&|plan| plan.flows[index].is_followed = false);
+            for repair in 0..self.flows[index].repairs.len() {
+                add(&|plan| _ = plan.flows[index].repairs.remove(repair));
+            }
             add(&|plan| plan.flows[index].schedule_at_ms = 0);
             add(&|plan| plan.flows[index].program.runs = 1);
             add(&|plan| plan.flows[index].program.end = crate::program::End::Returns);
@@ -189,6 +232,13 @@ impl FlowPlan {
         let program = generator.program();
         let rng = &mut *generator.rng;
         let messages = rng.random_range(0..6);
+        let chance = if program.end == crate::program::End::Returns { 0.15 } else { 0.5 };
+        let count = if rng.random_bool(chance) { rng.random_range(1..=3) } else { 0 };
+        let can_be_forked = program.can_be_forked();
+        let repairs = (0..count)
+            .map(|_| Repair::new(rng, until_ms))
+            .filter(|repair| can_be_forked || !matches!(repair.means, Means::Fork(..)));
+        let repairs = repairs.collect();
         Self {
             number,
             program,
@@ -196,7 +246,35 @@ impl FlowPlan {
             delay_ms: if rng.random_bool(0.2) { rng.random_range(0..4_000) } else { 0 },
             cancel_at_ms: rng.random_bool(0.25).then(|| rng.random_range(0..until_ms)),
             messages_at_ms: (0..messages).map(|_| rng.random_range(0..until_ms)).collect(),
+            in_group: rng.random_bool(0.3),
+            affinity: affinity(rng),
+            is_followed: rng.random_bool(0.5),
+            repairs,
         }
+    }
+}
+
+impl Repair {
+    fn new(rng: &mut SmallRng, until_ms: u64) -> Self {
+        let place = match rng.random_range(0..6) {
+            0 => Place::Start,
+            1 => Place::End,
+            _ => Place::Call(rng.random_range(0..1_000)),
+        };
+        let means = match rng.random_range(0..3) {
+            0 => Means::Retry,
+            1 => Means::Reset(place),
+            _ => Means::Fork(place, rng.random()),
+        };
+        Self { at_ms: rng.random_range(0..until_ms), means }
+    }
+}
+
+fn affinity(rng: &mut SmallRng) -> Affinity {
+    match rng.random_range(0..20) {
+        0..3 => Affinity::Prefer { patience: Duration::from_millis(rng.random_range(0..4) * 1_000) },
+        3 => Affinity::Require { takeover: Takeover::After(Affinity::TAKEOVER_MIN) },
+        _ => Affinity::Anyone,
     }
 }
 

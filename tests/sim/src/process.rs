@@ -11,7 +11,7 @@ use std::{
 
 use ergon::{
     FlowId, FlowInfo, Middleware, NextFlow, NextStep, RunEnd, StepRun, Timestamp, Worker, WorkerHandle,
-    storage::{Clock, Topic, Watch, WatchHub},
+    storage::{Clock, Lease, Topic, Watch, WatchHub},
 };
 use futures::future::BoxFuture;
 
@@ -37,8 +37,8 @@ pub(crate) struct Process {
 struct Inner {
     /// The code of each flow that began last here.
     codes: BTreeMap<FlowId, Arc<Code>>,
-    /// How much the code had seen when a commit was first tried: by flow, epoch and number.
-    tried: BTreeMap<(FlowId, u64, u32), usize>,
+    /// How much the code had seen when a commit was first tried: by the log's number of the flow, epoch and number.
+    tried: BTreeMap<(u64, u64, u32), usize>,
     /// How many turns each flow has here at this moment.
     turns: BTreeMap<FlowId, u32>,
 }
@@ -142,10 +142,10 @@ impl Process {
     }
 
     /// What the code of a flow had seen when this commit was first tried.
-    pub(crate) fn seen_at(&self, flow: &FlowId, epoch: u64, number: u32) -> Option<Vec<code::Item>> {
+    pub(crate) fn seen_at(&self, Lease { flow, epoch, key }: &Lease, number: u32) -> Option<Vec<code::Item>> {
         let mut inner = lock(&self.inner);
         let code = Arc::clone(inner.codes.get(flow)?);
-        let length = *inner.tried.entry((flow.clone(), epoch, number)).or_insert_with(|| code.seen_len());
+        let length = *inner.tried.entry((*key, *epoch, number)).or_insert_with(|| code.seen_len());
         let mut seen = code.seen();
         seen.truncate(length);
         Some(seen)
@@ -255,6 +255,7 @@ impl Middleware for Surroundings {
             world: Arc::clone(&self.world),
             process: Arc::clone(&self.process),
             flow: flow.id.clone(),
+            created_at: flow.created_at,
             run: flow.run,
             epoch: flow.epoch,
         });
@@ -265,6 +266,7 @@ impl Middleware for Surroundings {
     async fn step(&self, step: &StepRun, next: NextStep<'_>) -> ergon::Result<()> {
         if let Some(turn) = code::turn() {
             turn.world.body_begins(&turn, step);
+            code::begins(&step.path, step.attempt);
         }
         next.run().await
     }

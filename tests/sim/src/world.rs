@@ -11,7 +11,7 @@ use std::{
 
 use ergon::{
     FlowId, InMemoryExecutionLog, StepRun, Timestamp,
-    storage::{Clock, Topic},
+    storage::{Clock, Reset, Topic},
 };
 use futures::future::BoxFuture;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -23,6 +23,7 @@ use crate::{
     network::{Fate, Mishap, Reply, Write, unavailable},
     plan::Plan,
     process::{Process, lock},
+    told::{Beat, Source, Told},
 };
 
 /// When a run begins.
@@ -34,6 +35,7 @@ pub(crate) struct World {
     rng: Mutex<SmallRng>,
     log: Mutex<InMemoryExecutionLog>,
     laws: Mutex<Laws>,
+    pub(crate) told: Told,
     processes: Mutex<Vec<Arc<Process>>>,
     /// What was written, and when, to be written again after a power cut.
     writes: Mutex<Vec<(Timestamp, Write)>>,
@@ -78,13 +80,15 @@ impl World {
         // Other luck than that which made the plan.
         let rng =
             SmallRng::seed_from_u64(plan.seed.rotate_left(32) ^ plan.salt.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 1);
-        let laws = Laws::new(&log, &plan);
+        let told = Told::default();
+        let laws = Laws::new(&log, &plan, told.clone());
         Arc::new(Self {
             plan,
             clock,
             rng: Mutex::new(rng),
             log: Mutex::new(log),
             laws: Mutex::new(laws),
+            told,
             processes: Mutex::default(),
             writes: Mutex::default(),
             trace: traced.then(Mutex::default),
@@ -256,7 +260,7 @@ impl World {
         self.trace(|| format!("a power cut, {} of {} writes are lost", writes.len() - kept, writes.len()));
         writes.truncate(kept);
         let log = InMemoryExecutionLog::new().with_clock(Arc::new(self.clock.clone()));
-        let mut laws = Laws::new(&log, &self.plan);
+        let mut laws = Laws::new(&log, &self.plan, self.told.clone());
         for (at, write) in writes.iter() {
             *lock(&self.clock.fixed) = Some(*at);
             let reply = write.clone().apply(&log);
@@ -337,6 +341,12 @@ impl World {
         self.obey(lock(&self.laws).body_begins(turn, step, self.now()));
     }
 
+    /// The body of a step is told what the last heartbeat was.
+    pub(crate) fn is_handed(&self, turn: &Turn, source: &Source, beat: Option<&Beat>) {
+        self.trace(|| format!("{} {} goes on after {beat:?}", turn.process.name, turn.flow));
+        self.obey(lock(&self.laws).is_handed(turn, source, beat));
+    }
+
     pub(crate) fn laws<T>(&self, look: impl FnOnce(&mut Laws) -> T) -> T {
         look(&mut lock(&self.laws))
     }
@@ -344,6 +354,11 @@ impl World {
     /// A client wants to cancel a flow.
     pub(crate) fn will_cancel(&self, flow: &FlowId) {
         lock(&self.laws).will_cancel(flow);
+    }
+
+    /// A client wants to cancel all flows of the group.
+    pub(crate) fn will_cancel_group(&self) {
+        lock(&self.laws).will_cancel_group();
     }
 }
 
@@ -378,6 +393,13 @@ fn described(write: &Write, reply: &ergon::storage::Result<Reply>) -> String {
         Write::Cancel(flow, _) => format!("cancels {flow}"),
         Write::Retry(flow) => format!("retries {flow}"),
         Write::Reoffer(..) => "offers again".into(),
+        Write::Import(snapshot) => {
+            let records = snapshot.records.iter().map(|record| format!("{}:{}", record.path, record.name));
+            format!("imports {} [{}]", snapshot.flow.info.id, records.collect::<Vec<_>>().join(" "))
+        }
+        Write::Reset(Reset { flow, epoch, keep, again, children, .. }) => {
+            format!("resets {flow} {epoch} to {keep} without {again:?}, forgets {children:?}")
+        }
     };
     let answered = match reply {
         Ok(Reply::Claimed(claimed)) => {

@@ -1,4 +1,12 @@
 //! What must hold after every event.
+//!
+//! Here is what holds of every flow; `mailbox` has what holds of its messages, `told` of what flows and their steps tell of
+//! themselves, `places` of where they run, and `repair` of flows that are retried, taken back, or made of others.
+
+mod mailbox;
+mod places;
+mod repair;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,11 +20,15 @@ use ergon::{
 };
 
 use crate::{
+    client::GROUP,
     code::{Item, Turn},
     network::{Reply, Write, at_once},
     plan::Plan,
-    program::{Program, Value, WORDS},
+    program::{Program, Undone, Value},
+    told::Told,
 };
+
+use self::{places::Places, told::Feeds};
 
 /// More than any mailbox or list of a run holds.
 const ALL: usize = 10_000;
@@ -36,14 +48,24 @@ pub(crate) struct Laws {
     ahead: i64,
     /// The flows that a client wanted to be cancelled.
     cancelled: BTreeSet<FlowId>,
+    /// A client wanted to cancel the group.
+    is_group_cancelled: bool,
+    told: Told,
+    places: Places,
+    /// How many flows there have been.
+    numbers: u64,
 }
 
 /// A flow as it was after the last event.
 struct Shadow {
     info: FlowInfo,
     result: Bytes,
-    /// The run of the parent that has started it.
-    parent_run: u32,
+    /// All that it has ended with: more than once if it was repaired.
+    ends: Vec<(FlowState, Bytes)>,
+    /// It differs from that of any other, also of one that had its id before.
+    number: u64,
+    /// The parent that has started it, and in which run.
+    parent: Option<(u64, u32)>,
     records: Vec<Record>,
     /// The calls of this run that have ended.
     ended: BTreeSet<CallPath>,
@@ -65,6 +87,20 @@ struct Shadow {
     heard: Vec<u64>,
     /// How many of these were heard up to the last that was taken out of the mailbox.
     taken: usize,
+    /// How many of these earlier runs heard.
+    heard_before: usize,
+    /// What it has told.
+    feeds: Feeds,
+    /// Since when it is due, though it is kept for its worker.
+    due_since: Option<Timestamp>,
+    /// Until when it is, or was kept last since it was claimed, and since when it was due.
+    kept: Option<(Option<Timestamp>, Option<Timestamp>)>,
+    /// The calls that a retry makes again.
+    again: BTreeSet<CallPath>,
+    /// It was retried, or taken back, or is made of another: it may be in the middle of what its code began elsewhere.
+    is_repaired: bool,
+    /// The epoch that it was last taken back in.
+    reset_epoch: u64,
     watch: Watch,
 }
 
@@ -78,6 +114,8 @@ macro_rules! law {
     };
 }
 
+use law;
+
 /// Which flows an event may have to do with.
 enum Touched {
     These(Vec<FlowId>),
@@ -85,9 +123,18 @@ enum Touched {
 }
 
 impl Laws {
-    pub(crate) fn new(log: &InMemoryExecutionLog, plan: &Plan) -> Self {
+    pub(crate) fn new(log: &InMemoryExecutionLog, plan: &Plan, told: Told) -> Self {
         let ahead = i64::try_from(plan.faults.skew_ms).unwrap_or_default() * 1_000;
-        Self { flows: BTreeMap::new(), queue: log.watch(Topic::Queue), ahead, cancelled: BTreeSet::new() }
+        Self {
+            flows: BTreeMap::new(),
+            queue: log.watch(Topic::Queue),
+            ahead,
+            cancelled: BTreeSet::new(),
+            is_group_cancelled: false,
+            told,
+            places: Places::default(),
+            numbers: 0,
+        }
     }
 
     /// Looks at what a call has changed.
@@ -111,7 +158,7 @@ impl Laws {
                 _ => Vec::new(),
             }),
             (Write::Enqueue(flows), _) => Touched::These(flows.iter().map(|flow| flow.id.clone()).collect()),
-            (Write::Claim(_), Ok(Reply::Claimed(claimed))) => {
+            (Write::Claim(_), Ok(Reply::Claimed(claimed))) if !self.any_is_bound() => {
                 Touched::These(claimed.flows.iter().map(|flow| flow.lease.flow.clone()).collect())
             }
             (Write::Heartbeat(leases, _), _) => Touched::These(leases.iter().map(|lease| lease.flow.clone()).collect()),
@@ -133,6 +180,9 @@ impl Laws {
                 .map(|info| info.id)
                 .collect(),
         };
+        if let (Write::Reset(reset), Ok(_)) = (write, reply) {
+            self.forgets(log, reset)?;
+        }
         let queue = is_hinted(&mut self.queue);
         let mut hints = Hints { queue, flows: Vec::new() };
         let mut ended = Vec::new();
@@ -145,7 +195,15 @@ impl Laws {
         if let (Write::Claim(_), Ok(Reply::Claimed(claimed))) = (write, reply) {
             self.next_is_known(claimed)?;
         }
+        if let Write::Claim(request) = write {
+            self.places.hear(request, now);
+        }
         Ok(hints)
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
     }
 
     /// What the log may refuse.
@@ -157,7 +215,8 @@ impl Laws {
                 self.flows.get(&message.to).is_some_and(|flow| flow.info.state.is_final())
             }
             (Write::Send(message), ErrorKind::NotFound) => !self.flows.contains_key(&message.to),
-            (Write::Cancel(flow, _), ErrorKind::NotFound) => !self.flows.contains_key(flow),
+            (Write::Cancel(flow, _) | Write::Retry(flow), ErrorKind::NotFound) => !self.flows.contains_key(flow),
+            (Write::Reset(reset), _) => self.may_refuse(reset, error.kind()),
             _ => false,
         };
         law!(excused, "the log refused {write:?}: {error}");
@@ -203,8 +262,9 @@ impl Laws {
                 for claimed in &claimed.flows {
                     let id = &claimed.lease.flow;
                     let flow = self.flows.get(id).ok_or("a flow was claimed that is not there")?;
-                    let due = flow.info.due_at.is_some_and(|due_at| due_at <= now) && !flow.info.state.is_final();
+                    let due = flow.due_since.is_some_and(|due_at| due_at <= now) && !flow.info.state.is_final();
                     law!(due, "{id} was claimed, and is {} until {:?}", flow.info.state, flow.info.due_at);
+                    self.places.gives(id, flow, &request.worker, now)?;
                     law!(claimed.lease.epoch == flow.info.epoch + 1, "the epoch of {id} does not follow");
                     law!(flow.records.starts_with(&claimed.history), "{id} was claimed with another history");
                     let waiting = flow.mailbox.values().take(claimed.messages.len());
@@ -248,6 +308,7 @@ impl Laws {
         let starts = match write {
             Write::Enqueue(flows) => flows.iter().any(|flow| flow.id == *id),
             Write::Commit(commit, _) => commit.children.iter().any(|child| child.id == *id),
+            Write::Import(snapshot) => snapshot.flow.info.id == *id,
             _ => false,
         };
         let is_new = self.flows.get(id).is_none_or(|old| {
@@ -257,18 +318,23 @@ impl Laws {
         });
         if is_new {
             law!(starts && reply.is_ok(), "{id} is there, and nobody has started it");
+            if let Write::Import(snapshot) = write {
+                law!(hints.queue, "{id} is new, and no worker was told");
+                return self.is_forked(log, id, info, snapshot);
+            }
             law!(info.state == FlowState::Scheduled && info.epoch == 0, "{id} is new, and {}", info.state);
             law!(hints.queue, "{id} is new, and no worker was told");
-            let parent_run =
-                info.parent.as_ref().and_then(|parent| self.flows.get(&parent.id)).map_or(0, |it| it.info.run);
+            let parent = info.parent.as_ref().and_then(|parent| self.flows.get(&parent.id));
             // The parent is looked at first: its next run did not start this one.
             let continues = matches!(write, Write::Commit(commit, _) if matches!(commit.next, Next::Continue { .. }));
-            let parent_run = parent_run.saturating_sub(u32::from(continues));
+            let parent = parent.map(|it| (it.number, it.info.run.saturating_sub(u32::from(continues))));
+            let number = self.next_number();
             let watch = log.watch(Topic::Flow(id.clone()));
-            self.flows.insert(id.clone(), Shadow::new(info, parent_run, watch));
+            self.flows.insert(id.clone(), Shadow::new(info, number, parent, watch));
             return Ok(());
         }
         let ahead = self.ahead;
+        let told = self.told.clone();
         let flow = self.flows.get_mut(id).expect("it is not new");
         let was = std::mem::replace(&mut flow.info, info);
         let info = flow.info.clone();
@@ -277,9 +343,20 @@ impl Laws {
             hints.flows.push(id.clone());
         }
 
+        // Since when it is due, and for whom.
+        if matches!(write, Write::Claim(_)) && info.epoch == was.epoch && info.due_at != was.due_at {
+            flow.is_kept(id, now)?;
+            flow.kept = Some((info.due_at, flow.due_since));
+        } else if info.due_at != was.due_at {
+            // What is due anew at the very instant until which it was kept goes on to be due since before.
+            let before = flow.kept.filter(|(until, _)| *until == info.due_at);
+            flow.due_since = before.map_or(info.due_at, |(_, since)| since);
+        }
+
         // States, and who may change them.
         let (before, after) = (was.state, info.state);
-        if before.is_final() {
+        let repair = repair::of(write, reply, id, &was, &info);
+        if before.is_final() && repair.is_none() {
             let same = (after, info.finished_at, info.run) == (before, was.finished_at, was.run);
             law!(
                 same && record.result == flow.result,
@@ -291,22 +368,26 @@ impl Laws {
             _ => None,
         };
         let claimed = lease.is_some();
+        let is_reset = repair == Some(repair::Repair::Reset);
         if let Some(lease) = lease {
             law!(flow.key.is_none_or(|key| key == lease.key), "{id} was claimed under another number");
             flow.key = Some(lease.key);
+            flow.kept = None;
         }
-        law!(info.epoch == was.epoch + u64::from(claimed), "{id} went from epoch {} to {}", was.epoch, info.epoch);
+        let next_epoch = was.epoch + u64::from(claimed || is_reset);
+        law!(info.epoch == next_epoch, "{id} went from epoch {} to {}", was.epoch, info.epoch);
         let own = commit.is_some() && !is_repeat;
         if before != after {
             let allowed = match after {
                 FlowState::Running => claimed,
                 FlowState::Completed | FlowState::Failed | FlowState::Suspended => own,
                 FlowState::Cancelled if info.cleanup == Cleanup::Underway => own,
-                FlowState::Cancelled => matches!(write, Write::Cancel(..)),
+                FlowState::Cancelled => matches!(write, Write::Cancel(..) | Write::Reset(_)),
                 FlowState::Scheduled => {
-                    own || matches!((before, write), (FlowState::Running, Write::Release(_)))
+                    own || repair.is_some()
+                        || matches!((before, write), (FlowState::Running, Write::Release(_)))
                         || before == FlowState::Suspended && !matches!(write, Write::Heartbeat(..) | Write::Claim(_))
-                        || matches!(write, Write::Cancel(..)) && info.cleanup == Cleanup::Underway
+                        || matches!(write, Write::Cancel(..) | Write::Reset(_)) && info.cleanup == Cleanup::Underway
                 }
                 FlowState::Stalled => false,
             };
@@ -315,14 +396,16 @@ impl Laws {
         if after.is_final() && !before.is_final() {
             law!(is_hinted, "{id} has ended, and nobody was told");
             flow.result = record.result;
+            flow.ends.push((after, flow.result.clone()));
             ended.push(id.clone());
         }
 
         // What it has to clean up.
-        if info.run == was.run && info.cleanup != was.cleanup {
+        if info.run == was.run && info.cleanup != was.cleanup && !is_reset {
             law!(info.cleanup > was.cleanup, "{id} has less to clean up: {:?} after {:?}", info.cleanup, was.cleanup);
             if info.cleanup == Cleanup::Underway {
-                law!(matches!(write, Write::Cancel(..)), "{id} cleans up, and was not cancelled: {write:?}");
+                let is_ended = matches!(write, Write::Cancel(..) | Write::Reset(_));
+                law!(is_ended, "{id} cleans up, and was not cancelled: {write:?}");
                 let waits = before != FlowState::Running || info.due_at == was.due_at;
                 law!(waits, "{id} cleans up from {:?} on, and may run until {:?}", info.due_at, was.due_at);
                 let history = at_once(log.history(id, was.records, ALL)).map_err(|error| error.to_string())?;
@@ -332,10 +415,15 @@ impl Laws {
             }
         }
 
+        if let Some(repair) = repair {
+            flow.is_repaired_by(log, id, repair, write, &was)?;
+        }
+
         // The history.
         if let Some((commit, seen)) = commit.filter(|_| !is_repeat) {
             flow.last_commit = Some((commit.lease.epoch, commit.number));
             flow.appended(id, commit, now, ahead)?;
+            flow.beats(id, commit, &was, &told)?;
             if let Some(seen) = seen {
                 law!(seen.starts_with(&flow.seen), "{id} saw {:?} when it was durable, and then {seen:?}", flow.seen);
                 for (call, content) in &seen[flow.seen.len()..] {
@@ -346,6 +434,7 @@ impl Laws {
                 }
                 flow.seen.clone_from(seen);
             }
+            flow.tells(log, id, commit, &was, seen.is_some(), &told)?;
         }
         if info.run == was.run {
             law!(
@@ -389,7 +478,8 @@ impl Laws {
                 let wakes = info.due_at.is_some() || !info.wake.channels.is_empty();
                 law!(wakes, "{id} is suspended, and nothing will wake it");
                 let at_most = info.wake.at.into_iter().chain(info.deadline_at).min();
-                law!(info.due_at == at_most, "{id} waits until {at_most:?}, and is due at {:?}", info.due_at);
+                let kept = flow.is_bound() && at_most.is_some_and(|at| at <= now);
+                law!(info.due_at == at_most || kept, "{id} waits until {at_most:?}, and is due at {:?}", info.due_at);
             }
             _ => {}
         }
@@ -417,12 +507,16 @@ impl Laws {
             );
             law!(told.insert((parent.clone(), child.clone())), "{parent} hears of {child} twice");
         }
+        // A call that is made again hears of its child again.
+        if let Write::Commit(commit, _) = write {
+            told.retain(|(_, child)| ended.contains(child) || commit.children.iter().all(|it| it.id != *child));
+        }
         for child in ended {
             let flow = &self.flows[&child];
             if flow.info.state == FlowState::Cancelled {
-                let is_child = |flow: &Shadow| {
-                    let parent = flow.info.parent.as_ref();
-                    parent.is_some_and(|parent| parent.id == child && !parent.detached)
+                let is_child = |it: &Shadow| {
+                    let is_detached = it.info.parent.as_ref().is_some_and(|parent| parent.detached);
+                    it.parent.is_some_and(|(parent, _)| parent == flow.number) && !is_detached
                 };
                 let is_left =
                     |flow: &&Shadow| is_child(flow) && !flow.info.state.is_final() && !flow.info.is_cleaning_up();
@@ -431,10 +525,11 @@ impl Laws {
             }
             let Some(parent) = flow.info.parent.as_ref().filter(|parent| !parent.detached) else { continue };
             // What is cancelled with its parent has nobody to tell.
-            let goes_along = matches!(write, Write::Cancel(first, _) if *first != child);
+            let goes_along =
+                matches!(write, Write::Cancel(first, _) if *first != child) || matches!(write, Write::Reset(_));
             let hears = !goes_along
                 && self.flows.get(&parent.id).is_some_and(|hearer| {
-                    hearer.info.run == flow.parent_run
+                    Some((hearer.number, hearer.info.run)) == flow.parent
                         && (!hearer.info.state.is_final() || hearer.info.state == FlowState::Failed)
                 });
             let was_told = told.remove(&(parent.id.clone(), child.clone()));
@@ -451,8 +546,9 @@ impl Laws {
                 continue;
             };
             if *state == FlowState::Suspended && due_at.is_none() && wake.channels == [Channel::children()] {
-                let lives = |flow: &Shadow| {
-                    !flow.info.state.is_final() && flow.info.parent.as_ref().is_some_and(|parent| parent.id == *id)
+                let lives = |child: &Shadow| {
+                    !child.info.state.is_final()
+                        && child.parent.is_some_and(|(parent, _)| parent == self.flows[id].number)
                 };
                 law!(self.flows.values().any(lives), "{id} waits for children, and has none");
             }
@@ -486,6 +582,11 @@ impl Laws {
         let Turn { flow: id, run, epoch, process, .. } = turn;
         let StepRun { name, path, attempt, .. } = step;
         let ahead = self.ahead;
+        // One that was taken back is no more what its worker thinks, and what it had started is forgotten.
+        let is_forgotten = |flow: &Shadow| flow.info.created_at != turn.created_at || *epoch < flow.reset_epoch;
+        if self.flows.get(id).map_or_else(|| self.cancelled.contains(id), is_forgotten) {
+            return Ok(());
+        }
         let flow = self.flows.get_mut(id).ok_or_else(|| format!("{id} runs, and is not there"))?;
         if !flow.is_of(turn) {
             // Its worker may not have heard yet that it was cancelled; all else it knows. The clean-up waits for it.
@@ -504,12 +605,16 @@ impl Laws {
         let earliest = next_at.map_or(i64::MIN, |at| at.as_micros() - ahead);
         law!(now.as_micros() >= earliest, "{name} {path} of {id} is tried again too early");
         // The clock and the numbers hang on what came before, and are not written.
-        let seen = process.seen(id).iter().filter(|(call, _)| !matches!(*call, "now" | "random")).count();
+        let unwritten = |call: &str| matches!(call, "now" | "random" | "line" | "status" | "label");
+        let seen = process.seen(id).iter().filter(|(call, _)| !unwritten(call)).count();
         let durable = flow.ended.iter().filter(|path| path.parent().is_none()).count();
         law!(
             seen <= durable,
             "{name} {path} of {id} begins, and of the {seen} outcomes that the code saw {durable} are durable"
         );
+        if *name == "local" {
+            flow.is_in_place(id, &process.name)?;
+        }
         if *name == "once" {
             law!(
                 flow.once.insert((path.clone(), *attempt)),
@@ -525,11 +630,32 @@ impl Laws {
         self.cancelled.insert(flow.clone());
     }
 
+    pub(crate) fn will_cancel_group(&mut self) {
+        self.is_group_cancelled = true;
+    }
+
+    /// The flows of the group that are there.
+    pub(crate) fn members(&self) -> Vec<FlowId> {
+        let members = self.flows.values().map(|flow| &flow.info).filter(|info| info.labels.get(GROUP).is_some());
+        members.map(|info| info.id.clone()).collect()
+    }
+
+    /// A client hears that these are cancelled, as far as they had not ended.
+    pub(crate) fn are_cancelled(&self, members: &[FlowId]) -> Law {
+        for id in members {
+            let Some(flow) = self.flows.get(id) else { continue };
+            let info = &flow.info;
+            let is_over = info.state.is_final() || info.is_cleaning_up() || flow.is_repaired;
+            law!(is_over, "all of the group are cancelled, and {id} is {}", info.state);
+        }
+        Ok(())
+    }
+
     // ---- the end -------------------------------------------------------------------------------------------
 
-    /// What a flow ended with, for clients to compare.
-    pub(crate) fn result_of(&self, id: &FlowId) -> Option<(FlowState, Bytes)> {
-        self.flows.get(id).map(|flow| (flow.info.state, flow.result.clone()))
+    /// What a flow has ended with, for clients to compare.
+    pub(crate) fn ends_of(&self, id: &FlowId) -> Vec<(FlowState, Bytes)> {
+        self.flows.get(id).map(|flow| flow.ends.clone()).unwrap_or_default()
     }
 
     /// What the code of a flow's present run saw of what is durable.
@@ -543,6 +669,7 @@ impl Laws {
         for (id, flow) in &self.flows {
             let history = at_once(log.history(id, 0, ALL)).map_err(|error| error.to_string())?;
             law!(history == flow.records, "the history of {id} is not what was written");
+            flow.feeds.are_there(log, id)?;
             let record = at_once(log.flow(id)).ok().flatten().ok_or_else(|| format!("{id} is gone"))?;
             let program: Program = serde_json::from_slice(&record.input).map_err(|error| error.to_string())?;
             match flow.info.state {
@@ -558,7 +685,9 @@ impl Laws {
                     let mut above = Some(id.clone());
                     let mut wanted = false;
                     while let Some(next) = above.take().filter(|_| !wanted) {
-                        wanted = self.cancelled.contains(&next);
+                        let in_group = |flow: &Shadow| flow.info.labels.get(GROUP).is_some();
+                        wanted = self.cancelled.contains(&next)
+                            || self.is_group_cancelled && self.flows.get(&next).is_some_and(in_group);
                         above =
                             self.flows.get(&next).and_then(|flow| flow.info.parent.as_ref()).map(|it| it.id.clone());
                     }
@@ -582,11 +711,14 @@ impl Laws {
 }
 
 impl Shadow {
-    fn new(info: FlowInfo, parent_run: u32, watch: Watch) -> Self {
+    fn new(info: FlowInfo, number: u64, parent: Option<(u64, u32)>, watch: Watch) -> Self {
+        let (due_since, feeds) = (info.due_at, Feeds::new(&info));
         Self {
             info,
             result: Bytes::new(),
-            parent_run,
+            ends: Vec::new(),
+            number,
+            parent,
             records: Vec::new(),
             ended: BTreeSet::new(),
             due: BTreeMap::new(),
@@ -600,6 +732,13 @@ impl Shadow {
             seen: Vec::new(),
             heard: Vec::new(),
             taken: 0,
+            heard_before: 0,
+            feeds,
+            due_since,
+            kept: None,
+            again: BTreeSet::new(),
+            is_repaired: false,
+            reset_epoch: 0,
             watch,
         }
     }
@@ -617,7 +756,7 @@ impl Shadow {
     /// True when this turn is under the current lease.
     fn is_of(&self, turn: &Turn) -> bool {
         let FlowInfo { epoch, run, state, .. } = &self.info;
-        (*epoch, *run, *state) == (turn.epoch, turn.run, FlowState::Running)
+        (*epoch, *run, *state) == (turn.epoch, turn.run, FlowState::Running) && self.info.created_at == turn.created_at
     }
 
     /// What a commit adds to the history.
@@ -663,6 +802,9 @@ impl Shadow {
             }
             self.records.push(record.clone());
         }
+        if let Next::Fail { again, .. } = &commit.next {
+            self.again = again.iter().cloned().collect();
+        }
         Ok(())
     }
 
@@ -673,65 +815,9 @@ impl Shadow {
         self.failed.clear();
         self.once.clear();
         self.seen.clear();
-    }
-
-    /// Compares the mailbox with what it was, and returns what has come.
-    fn mail(
-        &mut self,
-        log: &InMemoryExecutionLog,
-        id: &FlowId,
-        write: &Write,
-        reply: &ergon::storage::Result<Reply>,
-        commit: Option<&Commit>,
-    ) -> Law<Vec<Message>> {
-        let messages = at_once(log.messages(id, &[], 0, ALL)).map_err(|error| error.to_string())?;
-        let is: BTreeMap<u32, Message> = messages.into_iter().map(|message| (message.seq, message)).collect();
-        let cleared = matches!(self.info.state, FlowState::Completed | FlowState::Cancelled);
-        let continues = commit.is_some_and(|commit| matches!(commit.next, Next::Continue { .. }));
-        for (seq, message) in &self.mailbox {
-            if is.contains_key(seq) {
-                continue;
-            }
-            let consumed = commit.is_some_and(|commit| commit.consumed.contains(seq));
-            let forgotten = continues && message.channel == Channel::children();
-            law!(consumed || cleared || forgotten, "message {seq} of {id} is lost: {message:?}");
-            if consumed && message.channel == Channel::signal(WORDS) {
-                let content: u64 = serde_json::from_slice(&message.payload).map_err(|error| error.to_string())?;
-                let place = self.heard.iter().position(|heard| *heard == content);
-                let place =
-                    place.ok_or_else(|| format!("message {seq} of {id} was taken, and its code did not hear it"))?;
-                // Code that drops nothing hears them in their order.
-                let in_order = place >= self.taken || !is_plain(log, id);
-                law!(in_order, "message {seq} of {id} was heard before an earlier one: {:?}", self.heard);
-                self.taken = self.taken.max(place + 1);
-            }
-        }
-        if let Some(commit) = commit {
-            for seq in &commit.consumed {
-                law!(!is.contains_key(seq), "message {seq} of {id} was consumed, and is there");
-            }
-        }
-        let mut gained = Vec::new();
-        for (seq, message) in &is {
-            if let Some(was) = self.mailbox.get(seq) {
-                law!(was == message, "message {seq} of {id} has changed");
-                continue;
-            }
-            law!(*seq > self.last_message, "message {seq} of {id} is there again");
-            gained.push(message.clone());
-        }
-        self.last_message = self.last_message.max(is.keys().next_back().copied().unwrap_or_default());
-        let words = gained.iter().filter(|message| message.channel != Channel::children());
-        let words: Vec<_> = words.map(|message| (&message.channel, &message.payload)).collect();
-        match (write, reply) {
-            (Write::Send(sent), Ok(Reply::Sent(Sent::Accepted))) if sent.to == *id => {
-                law!(words == [(&sent.channel, &sent.payload)], "{id} was sent {sent:?} and has got {words:?}");
-                self.keys.extend(sent.key.clone());
-            }
-            _ => law!(words.is_empty(), "{id} has got {words:?}, which nobody has sent"),
-        }
-        self.mailbox = is;
-        Ok(gained)
+        self.again.clear();
+        self.heard_before = self.heard.len();
+        self.feeds.begins(&self.info);
     }
 }
 
@@ -744,15 +830,17 @@ fn undone(id: &FlowId, history: &[Record], program: &Program) -> Law {
         let numbers = records.iter().filter(of_step).map(|record| serde_json::from_slice(&record.payload));
         numbers.collect::<Result<_, _>>().map_err(|error| error.to_string())
     };
-    law!(outcomes(before, "undo")?.is_empty(), "{id} undid something before it was cancelled");
-    let undone = outcomes(after, "undo")?;
+    let early = [outcomes(before, "undo")?, outcomes(before, "tidy")?].concat();
+    law!(early.is_empty(), "{id} undid something before it was cancelled");
+    let mut undone = outcomes(after, "undo")?;
+    undone.extend(outcomes(after, "tidy")?);
     let once: BTreeSet<u64> = undone.iter().copied().collect();
     law!(once.len() == undone.len(), "{id} undid something twice: {undone:?}");
     let marks: BTreeSet<u64> = outcomes(before, "mark")?.into_iter().collect();
-    let wanted = program.to_be_undone(&marks);
+    let Undone { at_least, at_most } = program.to_be_undone(&marks);
     // A branch that was dropped has nothing to be undone.
-    let all = if program.drops_nothing() { once == wanted } else { once.is_subset(&wanted) };
-    law!(all, "{id} had to undo {wanted:?}, and undid {once:?}");
+    let all = at_least.is_subset(&once) || !program.drops_nothing();
+    law!(all && once.is_subset(&at_most), "{id} had to undo {at_least:?}, at most {at_most:?}, and undid {once:?}");
     Ok(())
 }
 
@@ -761,12 +849,4 @@ fn is_hinted(watch: &mut Watch) -> bool {
     use futures::FutureExt;
     // Tokio would have a task that looks often say that there is nothing.
     tokio::task::unconstrained(watch.changed()).now_or_never().is_some()
-}
-
-/// True for a flow whose code never drops a branch.
-fn is_plain(log: &InMemoryExecutionLog, id: &FlowId) -> bool {
-    let input = at_once(log.flow(id)).ok().flatten().map(|record| record.input);
-    input
-        .and_then(|input| serde_json::from_slice::<Program>(&input).ok())
-        .is_some_and(|program| program.drops_nothing())
 }
