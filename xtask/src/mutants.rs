@@ -13,7 +13,7 @@ use crate::{
 /// The variable that names the bug to be switched on.
 const SWITCH: &str = "ERGON_MUTANT";
 /// How many seeds a bug may take to be found.
-const SEEDS: &str = "6000";
+const SEEDS: &str = "20000";
 
 /// A bug.
 struct Mutant {
