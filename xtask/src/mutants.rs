@@ -190,16 +190,16 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "outcomes are released out of order",
         file: RELEASE,
-        before: "if let Some((_, id)) = ",
+        before: "if let Some(Fresh { id, .. }) = ",
         right: "self.fresh.pop_front()",
         wrong: "self.fresh.pop_back()",
     },
     Mutant {
         name: "a body begins before what it hangs on is durable",
         file: JOURNAL,
-        before: "pub(crate) fn must_flush(&self) -> bool {\n        ",
-        right: "self.in_flight || !self.batch.is_empty()",
-        wrong: "false",
+        before: "",
+        right: "startable.after.max(self.released_in) <= self.durable()",
+        wrong: "true",
     },
     Mutant {
         name: "a message that was handed to a dropped wait is lost",
