@@ -75,14 +75,9 @@ impl Fleet {
     /// When it does not start.
     #[must_use]
     pub fn worker_at(&self, url: &str, variables: &[(&str, String)]) -> Process {
-        let child = Command::new(&self.program)
-            .arg(url)
-            .arg(self.diary())
-            .arg(self.lease.as_millis().to_string())
-            .envs(variables.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::piped())
-            .spawn();
-        Process(child.expect("the helper process starts"))
+        let mut command = Command::new(&self.program);
+        command.arg(url).arg(self.diary()).arg(self.lease.as_millis().to_string());
+        Process::start(command.envs(variables.iter().map(|(name, value)| (name, value))))
     }
 
     /// Starts so many workers, and waits until they are ready to work.
@@ -196,7 +191,7 @@ impl Fleet {
             assert_eq!(outcomes.len(), 1, "{id} has several outcomes at {path}: {outcomes:#?}");
             assert_eq!(outcomes[0].phase, Phase::Completed);
             if outcomes[0].kind == CallKind::Step {
-                made.insert(job::step_of(&outcomes[0].payload), outcomes[0].at.as_micros());
+                made.insert(job::step_of(&outcomes[0].payload).into_owned(), outcomes[0].at.as_micros());
             }
         }
         let mut too_late = Vec::new();
@@ -216,7 +211,7 @@ impl Fleet {
                 }
                 Event::Written(seq, step) => {
                     let record = history.iter().find(|record| record.seq == *seq && record.phase.is_outcome());
-                    let kept = record.is_some_and(|record| job::step_of(&record.payload) == step);
+                    let kept = record.is_some_and(|record| job::step_of(&record.payload) == **step);
                     assert!(kept, "{id}: {note:?} was lost: {history:#?}");
                     written.insert(step.clone());
                 }
@@ -260,7 +255,7 @@ pub enum Event {
 }
 
 impl Note {
-    fn parse(line: &str) -> Self {
+    pub(crate) fn parse(line: &str) -> Self {
         let [flow, event, what, process, at] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line:?}") };
         let event = match event {
             "begin" => Event::Begin(what.into()),
@@ -281,6 +276,30 @@ impl Note {
 pub struct Process(Child);
 
 impl Process {
+    /// Starts one, which lives until its standard input ends.
+    ///
+    /// # Panics
+    ///
+    /// When it does not start.
+    #[must_use]
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::piped()).spawn().expect("the process starts"))
+    }
+
+    /// True once it has ended by itself.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be told.
+    pub fn has_ended(&mut self) -> bool {
+        self.0.try_wait().expect("the process is ours").is_some()
+    }
+
+    /// Lets it come to its end, without waiting for that.
+    pub fn close(&mut self) {
+        drop(self.0.stdin.take());
+    }
+
     /// Its number.
     #[must_use]
     pub fn id(&self) -> u32 {

@@ -1,6 +1,7 @@
 //! The flow that the helper process runs, and the diary that its steps keep.
 
 use std::{
+    borrow::Cow,
     fs::{File, OpenOptions},
     io::Write,
     path::Path,
@@ -65,17 +66,19 @@ impl Job {
 /// What a job results in.
 pub const RESULT: u32 = 1 + 2 + 3 + 4 + 5 + 6;
 
-/// The step whose outcome this is.
+/// The step whose outcome this is: outcomes that are texts name it.
 #[must_use]
-pub fn step_of(outcome: &[u8]) -> &'static str {
-    match outcome {
+pub fn step_of(outcome: &[u8]) -> Cow<'static, str> {
+    let name = match outcome {
+        [b'"', name @ .., b'"'] => return String::from_utf8_lossy(name).into_owned().into(),
         b"1" => "first",
         b"2" => "left",
         b"3" => "right",
         b"4" => "quick",
         b"5" => "flaky",
         _ => "last",
-    }
+    };
+    name.into()
 }
 
 /// Opens the log at a URL.
@@ -113,7 +116,7 @@ impl Diary {
     }
 
     /// The body of a step notes something.
-    fn write(&self, event: &str, what: &str) {
+    pub(crate) fn write(&self, event: &str, what: &str) {
         self.note(&ergon::flow_id(), event, what, ergon::now());
     }
 

@@ -15,6 +15,7 @@ pub mod mutate;
 pub mod outside;
 mod place;
 pub mod skew;
+pub mod soak;
 mod trace;
 
 use std::{future::Future, time::Duration};

@@ -11,6 +11,7 @@ mod machine;
 mod mutants;
 mod shell;
 mod sim;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -22,6 +23,8 @@ The project's own commands. Run them anywhere in the repository.
                               (`cargo xtask test -p ergon journal` runs a part)
   cargo xtask sim [ARGS]      run the engine on a virtual clock over a log that misbehaves, by 20,000 seeds
                               (`--seeds N`, `--first S`, ERGON_SIM_SEEDS=N; `--seed S` repeats one and tells it)
+  cargo xtask soak [ARGS]     workers and clients on a file, Redis and PostgreSQL at one time, killed, stopped and cut off
+                              at random for 20 minutes, and then a verifier (`--minutes N`, `--backend NAME`, `--seed S`)
   cargo xtask mutants [NAME]  plant known bugs, one at a time, and see whether the simulation finds them
   cargo xtask fuzz [TARGET]   let a fuzzer choose what comes from outside: a minute for each target, `--minutes N` for
                               more (address, import, macros, name, payload)
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     let outcome = match command.as_deref() {
         Some("test") => test::run(&args),
         Some("sim") => sim::run(&args),
+        Some("soak") => soak::run(&args),
         Some("mutants") => mutants::run(&args),
         Some("fuzz") => fuzz::run(&args),
         Some("check") => no_arguments("check", &args).and_then(|()| check::run()),
