@@ -213,8 +213,8 @@ impl Snapshot {
         if !matches!(state, FlowState::Completed | FlowState::Failed) && !flow.result.is_empty() {
             return invalid(format!("a flow that is {state} has no result"));
         }
-        if info.started_at.is_some() != info.worker.is_some() {
-            return invalid("a run that has begun has a worker, and no other has".into());
+        if info.worker.is_some() && info.started_at.is_none() {
+            return invalid("a run that has a worker has begun".into());
         }
         if info.run == 0 || (info.run > 1) != extras.accepted.is_some() {
             return invalid("a run after the first comes with the value that the flow was accepted with".into());

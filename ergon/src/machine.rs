@@ -198,8 +198,11 @@ impl Machine {
             let released = match effects {
                 Effects::Replayed => journal.release_recorded() == Some(true),
                 Effects::Allowed if journal.starts_next() => false,
+                Effects::Held if journal.starts_intended() => false,
+                _ if holds_up => false,
                 // Timers that are due already, one after another, say: the log, and whoever gives orders, must have a turn.
-                _ => !holds_up && !journal.is_full() && journal.release(now),
+                _ if journal.is_full() => journal.release_recorded() == Some(true),
+                _ => journal.release(now),
             };
             // What comes after the last outcome before a cancellation is the clean-up.
             let released = released || !holds_up && journal.begin_cleanup();

@@ -63,10 +63,6 @@ const CHANNELS: &str = "ergon.session/";
 ///
 /// - A flow that has failed or ended inside a session is bound to nobody. When it is retried, reset or forked, whichever
 ///   worker is free goes on with it; on another one than before, the session is lost as by a takeover.
-/// - A worker counts as being there by its name alone. If it comes back without the flow's type, version or queue, the
-///   flow waits for it.
-/// - A fork of a flow that is bound is bound to the same worker.
-/// - A flow that is bound and due when it is [exported](crate::Admin::export_live) may be due later where it is imported.
 ///
 /// # Cancel safety
 ///

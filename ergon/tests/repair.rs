@@ -388,8 +388,35 @@ async fn a_fork_is_bound_to_nobody() {
     runtime.log().release(&lease).await.unwrap();
     let fork = scheduler.admin().fork(original.id()).queue("default").await.unwrap();
     let info = runtime.log().flow(&fork).await.unwrap().unwrap().info;
-    assert_eq!((info.worker, info.started_at, Affinity::of(&info.labels)), (None, None, never));
+    assert_eq!((info.worker, Affinity::of(&info.labels)), (None, never));
     assert_eq!(runtime.result(&scheduler.handle::<pack>(fork)).await.unwrap(), "a parcel with \"a\"");
+}
+
+/// Does one thing or another by the time that has passed.
+#[flow]
+async fn times() -> ergon::Result<String> {
+    let began = ergon::now();
+    sleep(Duration::from_secs(3_600)).await;
+    let what = if ergon::now().since(began) < Duration::from_secs(3_600) { "early" } else { "in time" };
+    let wrapped = wrap(what.into()).await?;
+    signal::<()>("go").await?;
+    Ok(wrapped)
+}
+
+/// The time that the code of a fork sees is that of the history which it is given.
+#[tokio::test]
+async fn a_fork_goes_by_the_time_of_its_original() {
+    let runtime = Setup::new().register::<times>().start().await;
+    let original = runtime.scheduler().schedule(times()).id("a").await.unwrap();
+    runtime.idle().await;
+    runtime.advance(Duration::from_secs(3_600)).await;
+    runtime.idle().await;
+    runtime.advance(Duration::from_secs(86_400)).await;
+    let fork = runtime.scheduler().admin().fork(original.id()).await.unwrap();
+    let fork = runtime.scheduler().handle::<times>(fork);
+    fork.signal("go", &()).await.unwrap();
+    assert!(runtime.result(&fork).await.unwrap().contains("in time"));
+    assert_eq!(runtime.runs("wrap"), 1);
 }
 
 /// Says what it is at, and waits.

@@ -175,8 +175,9 @@ impl Fork {
         info.start_at = now;
         info.due_at = Some(now);
         info.finished_at = None;
-        // Nobody has run it yet: it is bound to no worker, whatever binds it from now on.
-        (info.worker, info.started_at) = (None, None);
+        // Nobody has run it yet: it is bound to no worker, whatever binds it from now on. But for its code it began when the
+        // original did, whose outcomes it is given.
+        info.worker = None;
         info.run = 1;
         info.deliveries = 0;
         info.records = u32::try_from(records.len()).unwrap_or(u32::MAX);

@@ -267,14 +267,14 @@ impl Drive {
                         let held_up = || effects != Effects::Allowed && journal.is_held_up();
                         let busy = journal.is_busy() && !held_up() || journal.has_fresh();
                         let writes = self.flight.is_none() && (journal.has_batch() || flow.has_unwritten(&journal));
-                        let is_full = journal.is_full();
+                        let is_full = journal.is_full() && !journal.has_intended();
                         let batch = writes.then(|| journal.take_batch());
                         (busy, journal.wake(), journal.beats_due(), is_full, batch, journal.wants_grant(now))
                     };
                     let starts = batch.as_ref().is_some_and(|batch| !batch.starts.is_empty());
                     let idle = !busy && !starts && self.flight.is_none() && !grants;
-                    let is_at_rest = is_full || batch.is_none();
-                    if effects != Effects::Allowed && is_at_rest && !busy && self.flight.is_none() {
+                    let may_let_go = batch.is_none() || is_full;
+                    if effects != Effects::Allowed && may_let_go && !busy && self.flight.is_none() {
                         return Box::pin(self.give_back(batch)).await;
                     }
                     due = wake.at.into_iter().chain(beats_due).min();
@@ -347,7 +347,10 @@ impl Drive {
         };
         match told {
             Ok(told) => self.flow.journal().receive(told),
-            Err(error) => return Some(self.refused(&error).await),
+            Err(error) if error.kind() == ErrorKind::LeaseLost => return Some(self.let_go().await),
+            Err(error) => {
+                return Some(self.stall(format!("the flow cannot be told that its session is lost: {error}")).await);
+            }
         }
         None
     }

@@ -550,7 +550,13 @@ impl Journal {
     /// True when bodies are to start before anything else is released.
     pub(crate) fn starts_next(&self) -> bool {
         let starts = |startable: &Startable| startable.after <= self.starts_after;
-        self.starts_after > 0 && !self.is_behind() && self.startable.iter().chain(&self.intended).any(starts)
+        self.starts_intended() || self.starts_after > 0 && !self.is_behind() && self.startable.iter().any(starts)
+    }
+
+    /// True when bodies of which it is recorded that they begin are to start before anything else is released.
+    pub(crate) fn starts_intended(&self) -> bool {
+        let starts = |intended: &Startable| intended.after <= self.starts_after;
+        self.starts_after > 0 && !self.is_behind() && self.intended.iter().any(starts)
     }
 
     /// The batch that has, or will have, everything that has happened by now.
