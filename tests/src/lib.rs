@@ -9,6 +9,7 @@ mod clock;
 mod faulty;
 pub mod fleet;
 mod gate;
+pub mod golden;
 pub mod job;
 mod measured;
 pub mod mutate;
