@@ -5,8 +5,8 @@ use std::{panic::Location, sync::Arc, task::Waker, time::Duration};
 use ergon_storage::Channel;
 
 use super::{
-    Call, CallId, CallKey, CallPoll, Hold, Journal, Place, Spec, Startable, State, TimeUp, WhenCancelled, failed_path,
-    handed,
+    BatchNumber, Call, CallId, CallKey, CallPoll, Hold, Journal, Place, Spec, Startable, State, TimeUp, WhenCancelled,
+    failed_path, handed,
 };
 
 impl Journal {
@@ -227,9 +227,9 @@ impl Journal {
     }
 
     pub(super) fn add_startable(&mut self, id: CallId) {
-        let (made, after) = (self.calls[id.0].made, self.present());
+        let made = self.calls[id.0].made;
         if let Err(index) = self.startable.binary_search_by_key(&made, |startable| startable.made) {
-            self.startable.insert(index, Startable { made, id, after });
+            self.startable.insert(index, Startable { made, id, after: BatchNumber::MAX });
         }
     }
 

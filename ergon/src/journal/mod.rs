@@ -175,7 +175,8 @@ struct Startable {
     /// When the call was made, among all calls.
     made: u64,
     id: CallId,
-    /// The batch with which everything is durable that had happened by then.
+    /// The batch with which everything is durable that had happened when the code rested: what it called at the same time
+    /// is recorded by then. The greatest number until that is known.
     after: BatchNumber,
 }
 
@@ -523,6 +524,10 @@ impl Journal {
             self.timers.pop_first();
             self.calls[id.0].state = State::Idle;
             self.add_startable(id);
+        }
+        let present = self.present();
+        for startable in self.startable.iter_mut().filter(|startable| startable.after == BatchNumber::MAX) {
+            startable.after = present;
         }
         !self.is_replaying() && (!self.startable.is_empty() || self.has_intended())
     }

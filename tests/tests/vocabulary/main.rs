@@ -264,7 +264,7 @@ cases! {
         |outside| Box::pin(async move { told(outside.schedule(together()).await.result().await) }),
         "[1, 4, 9, 16], 2 is even, right, Timeout, enough",
         &[("", &[
-            "square 1", "square 2", "square 3", "square 4", "odd 1", "odd 2", "middle", "left", "right", "quick",
+            "square 1", "square 2", "square 3", "square 4", "odd 1", "odd 2", "left", "middle", "right", "quick",
             "enough",
         ])],
     ) };
