@@ -269,6 +269,10 @@ impl Program for PostgresServer {
     fn port_is_taken(output: &str) -> bool {
         output.contains("Address already in use")
     }
+
+    fn is_still_held(output: &str) -> bool {
+        output.contains("shared memory block") && output.contains("is still in use")
+    }
 }
 
 /// The folder of the programs: what `pg_config` says, else the newest under `/usr/lib/postgresql`, else in `PATH`.

@@ -40,6 +40,12 @@ pub(crate) trait Program {
 
     /// True when the server's output says that it could not have the port.
     fn port_is_taken(output: &str) -> bool;
+
+    /// True when the server's output says that the kernel has yet to take back what a killed one held.
+    fn is_still_held(output: &str) -> bool {
+        let _ = output;
+        false
+    }
 }
 
 /// A server that was started, and perhaps killed since.
@@ -95,7 +101,13 @@ impl<P: Program> Server<P> {
     /// Starts it again, on the same port and folder.
     pub(crate) fn restart(&mut self) {
         self.kill();
-        self.run().unwrap_or_else(|output| panic!("{} does not start again:\n{output}", P::NAME));
+        let begun = Instant::now();
+        while let Err(output) = self.run() {
+            // Its processes are gone, and what they shared may take the kernel a moment.
+            let is_held = P::is_still_held(&output) && begun.elapsed() < PATIENCE;
+            assert!(is_held, "{} does not start again:\n{output}", P::NAME);
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub(crate) fn kill(&mut self) {
