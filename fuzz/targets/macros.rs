@@ -20,7 +20,7 @@ mod expand;
 mod macros;
 #[path = "../../ergon-macros/src/model.rs"]
 mod model;
-#[path = "../../ergon-macros/src/validate.rs"]
+#[path = "../../ergon-macros/src/validate/mod.rs"]
 mod validate;
 
 use libfuzzer_sys::fuzz_target;
