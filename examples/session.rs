@@ -1,6 +1,9 @@
 //! A local file that several steps work on: a session keeps the flow on the worker that has the file. The worker is
 //! killed; another one takes over, hears that the session is lost, and downloads again.
 //!
+//! Then a flow that has no session, and prefers the worker that ran it last, for what that one has in memory; and one that
+//! insists on it: that worker is killed, and the flow waits until it is back.
+//!
 //! ```text
 //! cargo run --example session
 //! ```
@@ -8,14 +11,17 @@
 //! It takes twenty seconds: for so long a worker may be silent before it counts as gone.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
-use ergon::{FlowState, Takeover, prelude::*, session_with};
+use ergon::{Affinity, FlowState, Takeover, prelude::*, session_with};
+use futures::StreamExt;
 
 const LINES: u32 = 1_000;
+const ROUNDS: u32 = 8;
 
 #[flow_type]
 struct Convert {
@@ -75,6 +81,25 @@ impl Convert {
     }
 }
 
+/// Says after each round who did it. Due again, it waits for that worker for five seconds before it goes anywhere.
+#[flow(affinity(prefer = "5s"))]
+async fn chat(rounds: u32) -> ergon::Result<BTreeSet<String>> {
+    let mut workers = BTreeSet::new();
+    for _ in 0..rounds {
+        let worker = answer().await?;
+        set_status(&worker)?;
+        workers.insert(worker);
+        // It is nowhere meanwhile.
+        sleep(Duration::from_millis(200)).await;
+    }
+    Ok(workers)
+}
+
+#[step]
+async fn answer() -> ergon::Result<String> {
+    Ok(state::<Place>().name.clone())
+}
+
 /// What a worker has for itself: here a folder stands for a machine.
 #[derive(Clone)]
 struct Place {
@@ -98,6 +123,7 @@ async fn work(folder: &Path, name: String) -> ergon::Result<()> {
     fs::create_dir_all(&place.folder)?;
     let worker = Worker::new(SqliteExecutionLog::open(folder.join("log.db")).await?)
         .register::<Convert>()
+        .register::<chat>()
         .name(&*place.name) // what flows are bound to
         .with_state(place)
         .start()
@@ -133,7 +159,29 @@ async fn supervise() -> ergon::Result<()> {
     println!("{}", flow.result().await?);
     println!("\n{}", flow.history().await?);
 
-    drop(bob.stdin.take());
-    bob.wait()?;
+    ann = start_worker(folder.path(), "ann")?;
+    let workers = scheduler.schedule(chat(ROUNDS)).await?.result().await?;
+    println!("{ROUNDS} rounds, preferably on one worker: {}", names(&workers));
+
+    // Whoever schedules a flow may ask for more than its type does.
+    let insists = Affinity::Require { takeover: Takeover::Never };
+    let flow = scheduler.schedule(chat(ROUNDS)).affinity(insists).await?;
+    let mut status = flow.watch_status::<String>();
+    let first = status.next().await.transpose()?.map(|status| status.value).unwrap_or_default();
+    let worker = if first == "ann" { &mut ann } else { &mut bob };
+    worker.kill()?;
+    worker.wait()?;
+    println!("{first} was killed after the first round, and starts again");
+    *worker = start_worker(folder.path(), &first)?;
+    println!("{ROUNDS} rounds, on no other worker: {}", names(&flow.result().await?));
+
+    for mut worker in [ann, bob] {
+        drop(worker.stdin.take());
+        worker.wait()?;
+    }
     Ok(())
+}
+
+fn names(workers: &BTreeSet<String>) -> String {
+    workers.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
-use syn::{AttrStyle, Attribute, FnArg, Signature, Type, ext::IdentExt, spanned::Spanned};
+use syn::{AttrStyle, Attribute, FnArg, Index, Signature, Type, ext::IdentExt, spanned::Spanned, token::SelfValue};
 
 use crate::{
     ast::{FlowImpl, Method},
@@ -119,8 +119,8 @@ fn implementation(model: &FlowImplModel) -> TokenStream {
     let implementation = FlowTokens {
         self_ty: quote!(#self_ty),
         result,
-        name: name.as_ref().map_or_else(|| quote!(<Self as ::ergon::FlowType>::NAME), |name| quote!(#name)),
-        version: version.map_or_else(|| quote!(<Self as ::ergon::FlowType>::VERSION), |version| quote!(#version)),
+        name: name.as_ref().map(|name| quote!(const NAME: &'static str = #name;)),
+        version: version.map(|version| quote!(const VERSION: u32 = #version;)),
         timeout: *timeout,
         retention: *retention,
         affinity: *affinity,
@@ -143,8 +143,9 @@ fn implementation(model: &FlowImplModel) -> TokenStream {
 struct FlowTokens<'a> {
     self_ty: TokenStream,
     result: &'a Type,
-    name: TokenStream,
-    version: TokenStream,
+    /// The constants, where they are not those of the type.
+    name: Option<TokenStream>,
+    version: Option<TokenStream>,
     timeout: Option<Duration>,
     retention: Option<Duration>,
     affinity: Option<AffinityModel>,
@@ -169,8 +170,8 @@ impl FlowTokens<'_> {
             impl ::ergon::Flow for #self_ty {
                 type Output = #ok;
                 type Error = #err;
-                const NAME: &'static str = #name;
-                const VERSION: u32 = #version;
+                #name
+                #version
                 const TIMEOUT: ::core::option::Option<::core::time::Duration> = #timeout;
                 const RETENTION: ::core::option::Option<::core::time::Duration> = #retention;
                 #affinity
@@ -222,8 +223,8 @@ pub(crate) fn flow_function(model: &FlowFunctionModel) -> TokenStream {
     let implementation = FlowTokens {
         self_ty: quote!(#ident),
         result: &flow.result,
-        name: quote!(<Self as ::ergon::FlowType>::NAME),
-        version: quote!(<Self as ::ergon::FlowType>::VERSION),
+        name: None,
+        version: None,
         timeout: flow.timeout,
         retention: flow.retention,
         affinity: flow.affinity,
@@ -319,7 +320,8 @@ pub(crate) fn step(step: &StepModel) -> TokenStream {
     let place = at(step.result.span());
     let output = quote_spanned!(place=> ::ergon::Step<#future_lifetime, #ok, #err>);
     let enter = quote_spanned!(place=> ::ergon::__private::step);
-    let assertions = assertions(step);
+    let caps = quote_spanned!(place=> ::ergon::__private::error_caps!(#err));
+    let hashed = hashed(step);
     let args = Ident::new("args", Span::mixed_site());
     let hash = Ident::new("hash", Span::mixed_site());
     let spec = spec(step);
@@ -330,13 +332,12 @@ pub(crate) fn step(step: &StepModel) -> TokenStream {
         #[track_caller]
         #vis #fn_token #name #generics(#receiver #(#names: #types),*) -> #output {
             #within
-            #assertions
+            let #hash = #hashed;
             let #args = (#(#names,)*);
-            let #hash = ::ergon::__private::args_hash(&#args);
             #enter(
                 const { &#spec },
                 #hash,
-                ::ergon::__private::error_caps!(#err),
+                #caps,
                 move || #attempt,
             )
         }
@@ -354,24 +355,39 @@ fn receiver(sig: &Signature) -> Option<TokenStream> {
     Some(quote!(&#lifetime #this,))
 }
 
-/// Fails on the type of an argument which cannot be one.
-fn assertions(step: &StepModel) -> TokenStream {
+/// The hash of the arguments.
+///
+/// Each is named with its type wherever it has to be one: the compiler says once what it says of one place.
+fn hashed(step: &StepModel) -> TokenStream {
     let arguments = step.arguments.iter().map(|argument| {
         let (name, ty) = (&argument.name, &argument.ty);
-        let assert = quote_spanned!(at(ty.span())=> ::ergon::__private::assert_step_arg);
-        quote!(#assert::<#ty>(&#name);)
+        quote_spanned!(at(ty.span())=> .and::<#ty>(&#name))
     });
-    let this = step
-        .receiver
-        .filter(|_| step.blocking || step.transaction == Some(Database::Sqlite))
-        .map(|this| quote_spanned!(at(this.span)=> ::ergon::__private::assert_blocking_self::<Self>(#this);));
-    quote!(#this #(#arguments)*)
+    quote!(::ergon::__private::ArgsHash::new() #(#arguments)*)
+}
+
+/// The arguments once more, as a tuple.
+fn tuple_of_copies(step: &StepModel, args: &Ident) -> TokenStream {
+    let copies = step.arguments.iter().enumerate().map(|(index, argument)| {
+        let (index, ty) = (Index::from(index), &argument.ty);
+        let copy = quote_spanned!(at(ty.span())=> ::ergon::__private::copy_of_arg);
+        quote!(#copy::<#ty>(&#args.#index))
+    });
+    quote!((#(#copies,)*))
+}
+
+/// The flow's value once more, for a body that runs on another thread.
+fn copy_of_self(this: SelfValue) -> TokenStream {
+    quote_spanned!(at(this.span)=> ::ergon::__private::copy_of_self::<Self>(#this))
 }
 
 /// One attempt at the step: a pinned future that owns its copies of the arguments.
 fn attempt(step: &StepModel, args: &Ident) -> TokenStream {
     let names: Vec<&Ident> = step.arguments.iter().map(|argument| &argument.name).collect();
-    let copies = (!names.is_empty()).then(|| quote!(let (#(#names,)*) = ::core::clone::Clone::clone(&#args);));
+    let copies = (!names.is_empty()).then(|| {
+        let tuple = tuple_of_copies(step, args);
+        quote!(let (#(#names,)*) = #tuple;)
+    });
     let body = body_name(&step.method.sig.ident);
     let place = at(step.method.sig.ident.span());
     let pin = quote_spanned!(place=> ::std::boxed::Box::pin);
@@ -383,9 +399,10 @@ fn attempt(step: &StepModel, args: &Ident) -> TokenStream {
         (None, false) => quote!({ #copies #pin(#body(#(#names),*)) }),
         (Some(this), true) => {
             let own = Ident::new("this", Span::mixed_site());
+            let value = copy_of_self(this);
             quote!({
                 #copies
-                let #own = ::core::clone::Clone::clone(#this);
+                let #own = #value;
                 #pin(::ergon::__private::blocking(move || Self::#body(&#own, #(#names),*)))
             })
         }
@@ -402,18 +419,21 @@ fn transaction(step: &StepModel, database: Database, args: &Ident, pin: &TokenSt
     let body = body_name(&step.method.sig.ident);
     let [tx, own, kept] = ["tx", "this", "kept"].map(|name| Ident::new(name, Span::mixed_site()));
     let (_, err) = outcome(&step.result);
-    let copies =
-        |from: &Ident| (!names.is_empty()).then(|| quote!(let (#(#names,)*) = ::core::clone::Clone::clone(&#from);));
+    let copies = |from: &Ident| {
+        let tuple = tuple_of_copies(step, from);
+        (!names.is_empty()).then(|| quote!(let (#(#names,)*) = #tuple;))
+    };
+    let tuple = tuple_of_copies(step, args);
     let caps = quote!(::ergon::__private::error_caps!(#err));
     match database {
         Database::Sqlite => {
-            let keep = quote!(let #kept = ::core::clone::Clone::clone(&#args););
+            let keep = quote!(let #kept = #tuple;);
             let again = copies(&kept);
             let (this, call) = match step.receiver {
-                Some(this) => (
-                    Some(quote!(let #own = ::core::clone::Clone::clone(#this);)),
-                    quote!(Self::#body(&#own, #tx, #(#names),*)),
-                ),
+                Some(this) => {
+                    let value = copy_of_self(this);
+                    (Some(quote!(let #own = #value;)), quote!(Self::#body(&#own, #tx, #(#names),*)))
+                }
                 None => (None, quote!(#body(#tx, #(#names),*))),
             };
             quote!({
@@ -430,7 +450,7 @@ fn transaction(step: &StepModel, database: Database, args: &Ident, pin: &TokenSt
             let call = step
                 .receiver
                 .map_or_else(|| quote!(#body(#tx, #(#names),*)), |this| quote!(Self::#body(#this, #tx, #(#names),*)));
-            let keep = quote!(let #args = ::core::clone::Clone::clone(&#args););
+            let keep = quote!(let #args = #tuple;);
             quote!({
                 #keep
                 #pin(::ergon::postgres::transact_with(#caps, move |#tx, _| {

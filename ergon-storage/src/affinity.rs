@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-#[cfg(any(feature = "memory", feature = "sqlite"))]
-use crate::Timestamp;
 use crate::{Error, ErrorKind, Labels, Result};
+#[cfg(any(feature = "memory", feature = "sqlite"))]
+use crate::{FlowInfo, Timestamp};
 
 /// Whether a flow that is due waits for the worker that ran it last. What it has there may be worth it: files, a model in
 /// memory, a device.
 ///
 /// Workers are told apart by their [names](crate::ClaimRequest::worker): whoever claims under the name of another is the
 /// same place. A flow that nobody has run yet goes anywhere, and so does the next run of one that
-/// [begins again](crate::Next::Continue). One whose time is up waits for nobody.
+/// [begins again](crate::Next::Continue). One whose time is up waits for nobody, until its
+/// clean-up has begun: that goes on where it was.
 ///
 /// The log keeps it among the flow's [labels](Self::LABEL), by which such flows can be listed.
 ///
@@ -80,6 +81,9 @@ impl Affinity {
     /// How many flows that are due and bound to others one claim passes over at most. Each is filed behind what is due by
     /// then, so that the next claim comes to what is behind them.
     pub const PASSED_MAX: usize = 1_000;
+    /// For how long a worker must not have been heard of, for a log to forget it when the next one is heard of for the first
+    /// time. What was kept for it meanwhile is taken over as if it was known; what is due only later waits once more.
+    pub const FORGOTTEN_AFTER: Duration = Duration::from_secs(30 * 24 * 3_600);
     /// How exactly a log knows when it has heard of a worker.
     #[cfg(any(feature = "memory", feature = "sqlite"))]
     pub(crate) const HEARD_STEP: Duration = Duration::from_secs(1);
@@ -144,13 +148,12 @@ impl Affinity {
     /// anyone may have it.
     #[cfg(any(feature = "memory", feature = "sqlite"))]
     pub(crate) fn kept_until(
-        self,
+        info: &FlowInfo,
         due_at: Timestamp,
         heard_at: Timestamp,
-        deadline_at: Option<Timestamp>,
         now: Timestamp,
     ) -> Option<Timestamp> {
-        let until = match self {
+        let until = match Self::binding(&info.labels) {
             Self::Anyone => return None,
             Self::Prefer { patience } => due_at.saturating_add(patience),
             Self::Require { takeover: Takeover::After(time) } => heard_at.saturating_add(time),
@@ -158,6 +161,8 @@ impl Affinity {
                 Some(heard_at.saturating_add(Self::ABANDONED_AFTER)).filter(|at| *at > now).unwrap_or(Timestamp::MAX)
             }
         };
+        // What cleans up has no time limit.
+        let deadline_at = info.deadline_at.filter(|_| !info.is_cleaning_up());
         Some(deadline_at.map_or(until, |at| at.min(until))).filter(|until| *until > now)
     }
 }

@@ -67,7 +67,13 @@ pub enum Next {
     /// To sleep until it is woken; the lease ends. If something that wakes it is there already, the lease goes
     /// on instead, and [`Committed::Awake`] says so. The flow's time limit wakes it like an
     /// instant, unless it is cleaning up.
-    Suspend(Wake),
+    Suspend {
+        /// What wakes it.
+        wake: Wake,
+        /// For each channel of `wake`, in their order, the number of the last message on it that the flow knows: it has
+        /// no use for this one and those before it now, and they do not keep it awake. 0, or nothing, where any does.
+        heard: Vec<u32>,
+    },
     /// To its end, with this encoded result.
     Complete {
         /// The encoded result.
@@ -109,12 +115,20 @@ pub enum Next {
     },
 }
 
+impl Next {
+    /// To sleep until it is woken, by any message that is there too.
+    #[must_use]
+    pub fn suspend(wake: Wake) -> Self {
+        Self::Suspend { wake, heard: Vec::new() }
+    }
+}
+
 /// What wakes a suspended flow: an instant, or a message on one of some channels, whichever comes first.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wake {
     /// The instant; `None` when no instant wakes it.
     pub at: Option<Timestamp>,
-    /// The channels; a message that waits on one of them already counts.
+    /// The channels; a message that waits on one of them already counts, unless the flow says that it knows it.
     pub channels: Vec<Channel>,
 }
 

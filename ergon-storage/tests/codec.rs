@@ -205,7 +205,7 @@ async fn the_other_log_sees_nothing_of_a_payload() {
         flow(name, "secret child").with_parent(Parent { id: id("parent"), path: CallPath::top(at), detached: false })
     };
     commit.children = vec![child("child", 3), child("other", 4)];
-    commit.next = Next::Suspend(Wake { at: None, channels: vec![Channel::children()] });
+    commit.next = Next::suspend(Wake { at: None, channels: vec![Channel::children()] });
     log.commit(commit).await.unwrap();
     let claimed = log.claim(request()).await.unwrap().flows;
     for child in &claimed {

@@ -102,7 +102,7 @@ async fn children_per_second() {
             let id = FlowId::new(format!("{}/{path}", claimed.info.id)).unwrap();
             commit.children.push(NewFlow::new(id, "Order", 1, "{}").with_parent(parent));
         }
-        commit.next = Next::Suspend(Wake { at: None, channels: vec![Channel::children()] });
+        commit.next = Next::suspend(Wake { at: None, channels: vec![Channel::children()] });
         assert_eq!(log.commit(commit).await.unwrap(), Committed::Suspended);
     }
     let started = start.elapsed();

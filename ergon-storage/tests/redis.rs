@@ -556,6 +556,29 @@ fn keys(redis: &Redis) -> Vec<String> {
     keys
 }
 
+/// What prunes a type looks at none of the others' flows, however many of them ended before.
+#[tokio::test]
+async fn the_flows_of_other_types_are_not_looked_at_to_prune_one() {
+    let redis = Redis::start(Persistence::None);
+    let log = connect(&redis).await;
+    for first in (0..3_000).step_by(500) {
+        let others: Vec<_> = (first..first + 500).map(|number| id(&format!("other-{number}"))).collect();
+        let flows = others.iter().map(|id| NewFlow::new(id.clone(), "Refund", 1, &b"{}"[..]));
+        log.enqueue(flows.collect()).await.unwrap();
+        for cancelled in futures::future::join_all(others.iter().map(|id| log.cancel(id, ""))).await {
+            cancelled.unwrap();
+        }
+    }
+    log.enqueue(vec![flow("a")]).await.unwrap();
+    log.cancel(&id("a"), "").await.unwrap();
+    _ = redis.command(&["CONFIG", "RESETSTAT"]);
+    let orders = PrunePolicy::older_than(Duration::ZERO).with_flow_type("Order");
+    assert_eq!(log.prune(&orders).await.unwrap(), 1);
+    let stats = redis.command(&["INFO", "commandstats"]);
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_fcall:calls="));
+    assert!(calls.is_some_and(|calls| calls.starts_with("1,")), "{stats}");
+}
+
 #[tokio::test]
 async fn what_is_forgotten_leaves_no_key_behind() {
     let redis = Redis::start(Persistence::None);
@@ -576,7 +599,7 @@ async fn what_is_forgotten_leaves_no_key_behind() {
             let mut commit = Commit::new(claimed.lease, 1);
             commit.records = vec![step(1), step(2)];
             commit.next = match number % 4 {
-                0 => Next::Suspend(Wake { at: None, channels: vec![Channel::signal("never")] }),
+                0 => Next::suspend(Wake { at: None, channels: vec![Channel::signal("never")] }),
                 1 => Next::Fail { error: "e".into(), reason: "r".into(), again: vec![CallPath::top(2)] },
                 2 => Next::Stall { reason: "r".into(), build: "build".into() },
                 _ => Next::Complete { result: "1".into() },

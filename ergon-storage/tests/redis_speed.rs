@@ -122,7 +122,7 @@ async fn a_signal_is_pushed() {
         log.enqueue(vec![flow]).await.unwrap();
         let claimed = log.claim(request(1)).await.unwrap().flows.pop().unwrap();
         let mut commit = Commit::new(claimed.lease, 1);
-        commit.next = Next::Suspend(Wake { at: None, channels: vec![channel.clone()] });
+        commit.next = Next::suspend(Wake { at: None, channels: vec![channel.clone()] });
         log.commit(commit).await.unwrap();
         tokio::time::sleep(Duration::from_millis(2)).await;
         while tokio::time::timeout(Duration::from_millis(1), queue.changed()).await.is_ok() {}

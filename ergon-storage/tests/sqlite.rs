@@ -187,7 +187,7 @@ async fn a_flow_is_the_same_after_reopening() {
     let claimed = log.claim(ClaimRequest::new("w", ClaimTarget::Flow(id("a")))).await.unwrap().flows.pop().unwrap();
     let wake = Wake { at: None, channels: vec![Channel::signal("a\nb"), Channel::children()] };
     let mut suspend = commit(&claimed.lease, 1);
-    suspend.next = Next::Suspend(wake.clone());
+    suspend.next = Next::suspend(wake.clone());
     assert_eq!(log.commit(suspend.clone()).await.unwrap(), Committed::Suspended);
     let before = (log.flow(&id("a")).await.unwrap(), log.history(&id("a"), 0, 10).await.unwrap());
     drop(log);

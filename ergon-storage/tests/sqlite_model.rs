@@ -105,7 +105,7 @@ fn commit(random: &mut Random, clock: &ManualClock, held: &Held) -> Commit {
     }
     commit.next = match random.below(12) {
         0..5 => Next::Run,
-        5..8 => Next::Suspend(Wake {
+        5..8 => Next::suspend(Wake {
             at: (random.below(2) == 0).then(|| clock.now().saturating_add(Duration::from_secs(random.below(8) as u64))),
             channels: (0..random.below(3)).map(|_| channel(random)).collect(),
         }),

@@ -132,6 +132,32 @@ impl<F: Flow> Child<F> {
     /// # Panics
     ///
     /// Outside a flow, and inside a step.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use ergon::prelude::*;
+    ///
+    /// #[flow]
+    /// async fn price(item: String) -> ergon::Result<u64> {
+    ///     Ok(item.len() as u64)
+    /// }
+    ///
+    /// #[flow]
+    /// async fn offer() -> ergon::Result<u64> {
+    ///     let tea = child(price("tea".into())).start();
+    ///     let cups = child(price("cups".into())).start(); // both run from here on
+    ///     Ok(tea.await? + cups.await?)
+    /// }
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    /// let log = InMemoryExecutionLog::new();
+    /// let worker = Worker::new(log.clone()).register::<offer>().register::<price>().start().await?;
+    /// assert_eq!(Scheduler::new(log).schedule(offer()).await?.result().await?, 7);
+    /// # worker.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[track_caller]
     pub fn start(self) -> ChildHandle<F> {
         ChildHandle { call: self.call(Location::caller(), false), flow: PhantomData }
@@ -146,6 +172,32 @@ impl<F: Flow> Child<F> {
     /// # Panics
     ///
     /// Outside a flow, and inside a step.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use ergon::prelude::*;
+    ///
+    /// #[flow]
+    /// async fn newsletter(to: String) -> ergon::Result<String> {
+    ///     Ok(format!("dear {to}"))
+    /// }
+    ///
+    /// #[flow]
+    /// async fn sign_up(name: String) -> ergon::Result<FlowId> {
+    ///     Ok(child(newsletter(name)).start_detached().await?) // and ends, whatever becomes of the letter
+    /// }
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    /// let log = InMemoryExecutionLog::new();
+    /// let worker = Worker::new(log.clone()).register::<sign_up>().register::<newsletter>().start().await?;
+    /// let scheduler = Scheduler::new(log);
+    /// let letter = scheduler.schedule(sign_up("Ada".into())).await?.result().await?;
+    /// assert_eq!(scheduler.handle::<newsletter>(letter).result().await?, "dear Ada");
+    /// # worker.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[track_caller]
     pub fn start_detached(self) -> Detached {
         Detached { call: self.call(Location::caller(), true) }

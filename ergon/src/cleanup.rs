@@ -38,6 +38,11 @@ use crate::{
 /// In the body of a step, which has [`cancelled`](crate::cancelled()), and in code that cleans up, this runs `body` and nothing
 /// else.
 ///
+/// The code is brought to where it was before it cleans up. When it waits for something that is not durable (a channel, a
+/// task) before it comes to its scopes, and for nothing else, that is waited for, for a moment; then the flow is stalled, and a
+/// retry cleans up. When another branch waits for a call meanwhile, nothing tells that a scope is missing, and the flow is
+/// cancelled without it. Such a wait belongs into a step, or behind what is to be cleaned up.
+///
 /// # Panics
 ///
 /// Outside a flow, when it is polled.

@@ -650,6 +650,27 @@ pub fn now() -> Timestamp {
 /// # Panics
 ///
 /// Outside a flow.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::{is_replaying, prelude::*};
+///
+/// #[flow]
+/// async fn report() -> ergon::Result<bool> {
+///     if !is_replaying() {
+///         println!("the report is begun"); // not again when the flow goes on after a restart
+///     }
+///     sleep(Duration::from_millis(5)).await;
+///     Ok(is_replaying())
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// // Nothing was recorded of this flow before.
+/// assert!(!Executor::new(InMemoryExecutionLog::new()).run(report()).await?);
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn is_replaying() -> bool {
     let context = Context::current("ergon::is_replaying()");

@@ -76,7 +76,7 @@ use crate::{
 /// | | |
 /// |---|---|
 /// | of the run | its value and its history, which the next run begins without; random numbers and ids, [`idempotency_key`](crate::idempotency_key), the changes of the code that it [has taken up](crate::patched) |
-/// | of the flow | its id, queue, priority, parent and [labels](crate::set_label), which stay until a run removes them, its time limit, which counts over all runs, and its mailboxes: what no run has taken waits for the next one, in its order, and senders' keys stay known |
+/// | of the flow | its id, queue, priority, parent and [labels](crate::set_label), which stay until a run removes them, its time limit, which counts over all runs, and its mailboxes: what no run has taken waits for the next one, in its order, and senders' keys stay known; so what is kept for a flow still grows with the messages that it receives, see [`Mailbox`](crate::Mailbox) |
 ///
 /// The end of a run, what it has taken from the mailboxes and the beginning of the next one are one commit: whatever
 /// crashes, no message is lost or taken twice, and each run begins once. The next run goes through the queue. Handles

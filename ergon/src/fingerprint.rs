@@ -19,7 +19,7 @@ pub(crate) enum Sequences {
 
 /// The hash of a value; `Err` when its `Serialize` fails.
 pub(crate) fn fingerprint<T: Serialize + ?Sized>(value: &T, sequences: Sequences) -> Result<u64, Failed> {
-    let mut hasher = Hasher { small: [0; SMALL], len: 0, large: None, sequences };
+    let mut hasher = Hasher::new(sequences);
     value.serialize(&mut hasher)?;
     Ok(hasher.digest())
 }
@@ -39,6 +39,10 @@ struct Hasher {
 }
 
 impl Hasher {
+    fn new(sequences: Sequences) -> Self {
+        Self { small: [0; SMALL], len: 0, large: None, sequences }
+    }
+
     fn put(&mut self, tag: u8, bytes: &[u8]) {
         let mut head = [0; HEAD];
         head[0] = tag;
@@ -68,19 +72,65 @@ impl Hasher {
     }
 }
 
+/// The hash of a tuple whose elements come one after the other.
+#[derive(Debug, Clone)]
+pub(crate) struct Tuple(Sum);
+
+impl Tuple {
+    /// One that has no elements yet.
+    pub(crate) const EMPTY: Self = Self(Sum { ordered: true, total: 0, count: 0 });
+
+    pub(crate) fn add<T: Serialize + ?Sized>(&mut self, element: &T) -> Result<(), Failed> {
+        self.0.add(fingerprint(element, Sequences::Ordered)?);
+        Ok(())
+    }
+
+    /// What [`fingerprint`] says of the tuple.
+    pub(crate) fn digest(&self) -> u64 {
+        let mut hasher = Hasher::new(Sequences::Ordered);
+        match self.0.count {
+            0 => hasher.put(b'u', &[]),
+            _ => hasher.put(b'(', &self.0.bytes()),
+        }
+        hasher.digest()
+    }
+}
+
+/// The hashes of elements, put together.
+#[derive(Debug, Clone)]
+struct Sum {
+    ordered: bool,
+    total: u64,
+    count: u64,
+}
+
+impl Sum {
+    fn add(&mut self, hash: u64) {
+        self.count += 1;
+        // Adding is blind to the order; mixing the count in is not.
+        let hash = if self.ordered { hash ^ self.count.wrapping_mul(0x9e37_79b9_7f4a_7c15) } else { hash };
+        self.total = self.total.wrapping_add(xxh3_64(&hash.to_le_bytes()));
+    }
+
+    fn bytes(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.count.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.total.to_le_bytes());
+        bytes
+    }
+}
+
 /// The elements of a sequence or map, each hashed by itself.
 struct Elements<'a> {
     parent: &'a mut Hasher,
     tag: u8,
-    ordered: bool,
-    sum: u64,
-    count: u64,
+    sum: Sum,
     key: u64,
 }
 
 impl<'a> Elements<'a> {
     fn new(parent: &'a mut Hasher, tag: u8, ordered: bool) -> Self {
-        Self { parent, tag, ordered, sum: 0, count: 0, key: 0 }
+        Self { parent, tag, sum: Sum { ordered, total: 0, count: 0 }, key: 0 }
     }
 
     fn hash<T: Serialize + ?Sized>(&self, value: &T) -> Result<u64, Failed> {
@@ -88,17 +138,11 @@ impl<'a> Elements<'a> {
     }
 
     fn add(&mut self, hash: u64) {
-        self.count += 1;
-        // Adding is blind to the order; mixing the count in is not.
-        let hash = if self.ordered { hash ^ self.count.wrapping_mul(0x9e37_79b9_7f4a_7c15) } else { hash };
-        self.sum = self.sum.wrapping_add(xxh3_64(&hash.to_le_bytes()));
+        self.sum.add(hash);
     }
 
     fn finish(self) {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&self.count.to_le_bytes());
-        bytes[8..].copy_from_slice(&self.sum.to_le_bytes());
-        self.parent.put(self.tag, &bytes);
+        self.parent.put(self.tag, &self.sum.bytes());
     }
 }
 
@@ -355,6 +399,17 @@ mod tests {
     fn the_hash_is_part_of_the_history_and_never_changes() {
         assert_eq!(hash(&("order-7", 4200_u64, [1.5_f64])), 4_503_838_805_591_660_561);
         assert_eq!(hash(&()), 11_294_104_448_120_876_240);
+    }
+
+    #[test]
+    fn a_tuple_hashes_as_its_elements_one_after_the_other() {
+        let mut tuple = Tuple::EMPTY;
+        assert_eq!(tuple.digest(), hash(&()));
+        tuple.add("order-7").unwrap();
+        assert_eq!(tuple.digest(), hash(&("order-7",)));
+        tuple.add(&4200_u64).unwrap();
+        tuple.add(&[1.5_f64]).unwrap();
+        assert_eq!(tuple.digest(), hash(&("order-7", 4200_u64, [1.5_f64])));
     }
 
     #[test]

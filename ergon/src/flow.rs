@@ -34,10 +34,10 @@ pub trait Flow: FlowType {
     type Output: Serialize + DeserializeOwned + Send + 'static;
     /// What it fails with.
     type Error: Serialize + DeserializeOwned + fmt::Debug + Send + 'static;
-    /// The name under which its flows are recorded.
-    const NAME: &'static str;
-    /// The version of its code, from 1: only workers that have it run its flows.
-    const VERSION: u32;
+    /// The name under which its flows are recorded, by itself that of its type.
+    const NAME: &'static str = <Self as FlowType>::NAME;
+    /// The version of its code, by itself that of its type: only workers that have it run its flows.
+    const VERSION: u32 = <Self as FlowType>::VERSION;
     /// Its time limit, counted from its start.
     const TIMEOUT: Option<Duration>;
     /// How long after its end a flow is forgotten, by workers that have the type; `None` as
@@ -57,6 +57,30 @@ pub trait Flow: FlowType {
     /// What its error type can do.
     fn error_caps() -> ErrorCaps<Self::Error>;
 }
+
+/// What can be the result of a step.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the result of a step",
+    label = "a result must implement `serde::Serialize` and `serde::Deserialize`, and own what it holds",
+    note = "it is recorded, and read back whenever the flow is replayed",
+    note = "for a type of your own, write `#[derive(serde::Serialize, serde::Deserialize)]`"
+)]
+pub trait Recorded: Serialize + DeserializeOwned {}
+
+#[diagnostic::do_not_recommend]
+impl<T: Serialize + DeserializeOwned> Recorded for T {}
+
+/// What can be the error of a step.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the error of a step",
+    label = "an error must implement `serde::Serialize`, `serde::Deserialize` and `Debug`, and own what it holds",
+    note = "it is recorded, and read back whenever the flow is replayed",
+    note = "for a type of your own, write `#[derive(Debug, serde::Serialize, serde::Deserialize)]`"
+)]
+pub trait RecordedError: Serialize + DeserializeOwned + fmt::Debug {}
+
+#[diagnostic::do_not_recommend]
+impl<E: Serialize + DeserializeOwned + fmt::Debug> RecordedError for E {}
 
 /// The two sides of a `Result`, however it is spelled.
 #[diagnostic::on_unimplemented(

@@ -22,6 +22,35 @@ use crate::{
 const FALLBACK: Duration = Duration::from_secs(5);
 
 /// A flow that was scheduled, with the types of its result and error. Cheap to clone; dropping it changes nothing.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::prelude::*;
+///
+/// #[flow]
+/// async fn order(cents: u64) -> ergon::Result<String> {
+///     let by: String = signal("approval").await?;
+///     Ok(format!("{cents} cents, approved by {by}"))
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let log = InMemoryExecutionLog::new();
+/// let worker = Worker::new(log.clone()).register::<order>().start().await?;
+/// let scheduler = Scheduler::new(log);
+/// let handle = scheduler.schedule(order(700)).id("order-7").await?;
+/// assert!(!handle.existed());
+/// assert!(!handle.status().await?.state.is_final());
+/// handle.signal("approval", "Ada").await?;
+/// assert_eq!(handle.result().await?, "700 cents, approved by Ada");
+///
+/// // In another process, or another year: the id and the type are enough.
+/// let again = scheduler.handle::<order>(handle.id().clone());
+/// assert_eq!(again.try_result().await?.as_deref(), Some("700 cents, approved by Ada"));
+/// # worker.shutdown().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct FlowHandle<T, E> {
     log: Arc<dyn ExecutionLog>,
     id: FlowId,
@@ -248,6 +277,35 @@ impl<T, E> fmt::Debug for FlowHandle<T, E> {
 }
 
 /// Why a flow has no result.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::{FlowError, prelude::*};
+///
+/// #[flow]
+/// async fn charge(cents: u64) -> Result<u64, String> {
+///     if cents == 0 { Err("nothing to pay".into()) } else { Ok(cents) }
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let log = InMemoryExecutionLog::new();
+/// let worker = Worker::new(log.clone()).register::<charge>().start().await?;
+/// let scheduler = Scheduler::new(log);
+/// match scheduler.schedule(charge(0)).await?.result().await {
+///     Err(FlowError::Failed(error)) => assert_eq!(error, "nothing to pay"), // what its code returned
+///     other => unreachable!("{other:?}"),
+/// }
+/// let later = scheduler.schedule(charge(5)).delay(Duration::from_secs(3_600)).await?;
+/// later.cancel("no longer wanted").await?;
+/// match later.result().await {
+///     Err(FlowError::Cancelled(reason)) => assert_eq!(reason, "no longer wanted"),
+///     other => unreachable!("{other:?}"),
+/// }
+/// # worker.shutdown().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum FlowError<E> {

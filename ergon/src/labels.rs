@@ -60,6 +60,27 @@ pub fn set_label(name: impl Into<Arc<str>>, value: impl Into<Arc<str>>) {
 /// # Panics
 ///
 /// Outside a flow, and inside a step.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::{Admin, Filter, prelude::*, remove_label, set_label};
+///
+/// #[flow]
+/// async fn order() -> ergon::Result<()> {
+///     set_label("stage", "waiting");
+///     sleep(Duration::from_millis(5)).await;
+///     remove_label("stage"); // with what is recorded next, here the end
+///     Ok(())
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let log = InMemoryExecutionLog::new();
+/// Executor::new(log.clone()).run(order()).await?;
+/// assert_eq!(Admin::new(log).count(&Filter::all().with_label("stage", "waiting")).await?, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn remove_label(name: impl AsRef<str>) {
     change("ergon::remove_label()", |labels| _ = labels.remove(name.as_ref()));

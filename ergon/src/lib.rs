@@ -255,10 +255,10 @@ pub mod __private {
 
     pub use crate::{
         __error_caps as error_caps,
-        flow::{ErrorCaps, FromErrorNo, FromErrorYes, Outcome, Probe, RetryableNo, RetryableYes},
-        step::{
-            ArgsHash, BlockingSelf, StepArg, StepSpec, args_hash, assert_blocking_self, assert_step_arg, blocking, step,
+        flow::{
+            ErrorCaps, FromErrorNo, FromErrorYes, Outcome, Probe, Recorded, RecordedError, RetryableNo, RetryableYes,
         },
+        step::{ArgsHash, BlockingSelf, StepArg, StepSpec, blocking, copy_of_arg, copy_of_self, step},
     };
 }
 

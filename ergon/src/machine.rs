@@ -399,7 +399,7 @@ mod tests {
         let first = log.claim(request()).await.unwrap().flows.remove(0);
         let mut commit = Commit::new(first.lease, 1);
         commit.records = (1..=3).map(record).collect();
-        commit.next = Next::Suspend(ergon_storage::Wake { at: Some(Timestamp::EPOCH), channels: Vec::new() });
+        commit.next = Next::suspend(ergon_storage::Wake { at: Some(Timestamp::EPOCH), channels: Vec::new() });
         log.commit(commit.clone()).await.unwrap();
         log.release(&commit.lease).await.unwrap();
         log.claim(request()).await.unwrap().flows.remove(0)

@@ -22,7 +22,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     retry::RetryPolicy,
     signal::{self, Signal, SignalTimeout},
-    step::{Step, StepSpec, args_hash, step},
+    step::{ArgsHash, Step, StepSpec, step},
 };
 
 /// A named first-in first-out queue of messages that each flow has, with the type of its messages.
@@ -38,6 +38,12 @@ use crate::{
 /// |---|---|---|
 /// | outside | [`FlowHandle::send`](crate::FlowHandle::send), [`Scheduler::send`](crate::Scheduler::send), or `send_once` with a key | |
 /// | in a flow or a step | [`send`], or [`send_once`] with a key | [`recv`](Self::recv), [`recv_timeout`](Self::recv_timeout), [`try_recv`](Self::try_recv) |
+///
+/// A flow can receive 16,777,215 messages in its life, of all mailboxes and over all its [runs](crate::continue_as_new), the
+/// ends of its children included; on PostgreSQL and SQLite what is sent after that is refused as too large. The keys of
+/// `send_once` are kept for as long as the flow is: each costs its own length, and nothing else that a flow which goes on for
+/// ever has received does. So have such a flow end after some million messages, and another one with a new id take its
+/// place.
 ///
 /// A signal is a message to the mailbox of its name: [`signal(name)`](crate::signal()) takes from
 /// `Mailbox::new(name)`, and what [`FlowHandle::signal`](crate::FlowHandle::signal) sends arrives there.
@@ -242,11 +248,11 @@ fn sending<T: Serialize>(to: FlowId, mailbox: &Mailbox<T>, message: &T, key: Opt
         flow.halt(Halt::Fault(error));
         Bytes::new()
     });
-    let hash = args_hash(&(to.as_str(), &mailbox.name, message, &key));
+    let hash = ArgsHash::new().with(to.as_str()).with(&mailbox.name).with(message).with(&key);
     // Within a body, which may do other things when it starts again, a message is known by what it is, and by how often
     // it was sent; in a flow's own code by its place.
     let nth = match (&context.step, &hash.0) {
-        (Some(step), Ok(hash)) => Some((step.identity(), step.count_sent(*hash))),
+        (Some(step), Ok(hash)) => Some((step.identity(), step.count_sent(hash.digest()))),
         _ => None,
     };
     let mut draft = NewMessage::new(to, Channel::signal(&mailbox.name), payload);

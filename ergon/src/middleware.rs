@@ -291,7 +291,7 @@ pub(crate) async fn refused(
     let mut commit = Commit::new(lease.clone(), 1);
     if error.is_retryable() {
         let at = log.clock().now().saturating_add(error.retry_after().unwrap_or(PAUSE).max(PAUSE_MIN));
-        commit.next = storage::Next::Suspend(Wake { at: Some(at), channels: Vec::new() });
+        commit.next = storage::Next::suspend(Wake { at: Some(at), channels: Vec::new() });
         if log.commit(commit).await? == Committed::Awake {
             // Its time limit has passed, say.
             log.release(lease).await?;

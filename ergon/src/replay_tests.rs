@@ -251,7 +251,7 @@ fn step(
     inner: Vec<Op>,
 ) -> crate::Step<'static, u64, Error> {
     let world = Arc::clone(world);
-    crate::__private::step(&SPECS[name], crate::__private::args_hash(&(arg,)), error_caps!(Error), move || {
+    crate::__private::step(&SPECS[name], crate::__private::ArgsHash::new().and(&arg), error_caps!(Error), move || {
         let (world, inner) = (Arc::clone(&world), inner.clone());
         Box::pin(async move {
             let context = crate::context::Context::current("test");

@@ -278,6 +278,27 @@ impl<'a, F: Flow> IntoFuture for Scheduling<'a, F> {
 }
 
 /// A flow for [`Scheduler::schedule_all`], with the same settings as [`Scheduling`].
+///
+/// # Examples
+///
+/// ```
+/// use ergon::{Entry, prelude::*};
+///
+/// #[flow]
+/// async fn square(number: u64) -> ergon::Result<u64> {
+///     Ok(number * number)
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let log = InMemoryExecutionLog::new();
+/// let worker = Worker::new(log.clone()).register::<square>().start().await?;
+/// let entries = (1..=3).map(|number| Entry::new(square(number)).id(format!("square-{number}")).priority(1));
+/// let handles = Scheduler::new(log).schedule_all(entries).await?; // in one write
+/// assert_eq!(handles[2].result().await?, 9);
+/// # worker.shutdown().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "an entry does nothing unless it is scheduled"]
 pub struct Entry<F> {

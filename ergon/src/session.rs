@@ -26,7 +26,7 @@ use crate::{
     journal::Place,
     retry::RetryPolicy,
     signal::signal,
-    step::{StepSpec, args_hash, step},
+    step::{ArgsHash, StepSpec, step},
 };
 
 /// The label that says which session a flow is in, and where it began.
@@ -63,6 +63,9 @@ const CHANNELS: &str = "ergon.session/";
 ///
 /// - A flow that has failed or ended inside a session is bound to nobody. When it is retried, reset or forked, whichever
 ///   worker is free goes on with it; on another one than before, the session is lost as by a takeover.
+/// - A worker that goes on with a flow looks at once whether its session began elsewhere. Where the code waits for something
+///   that is not durable (a channel, a task) before it comes to its session again, there is none yet: the block then goes on
+///   here, on the wrong worker, and hears of that when the flow is next claimed. Such a wait belongs into a step.
 ///
 /// # Cancel safety
 ///
@@ -213,7 +216,7 @@ struct Begun {
 fn begin(context: &Context) -> impl Future<Output = Begun> + use<> {
     let (flow, worker) = (Arc::clone(&context.flow), Arc::clone(&context.flow.env.presence.worker));
     let here = Arc::clone(&flow);
-    let begun = step(&BEGIN, args_hash(&()), crate::__error_caps!(Error), move || {
+    let begun = step(&BEGIN, ArgsHash::new(), crate::__error_caps!(Error), move || {
         let (worker, epoch) = (worker.to_string(), here.epoch());
         Box::pin(async move {
             // Another one for each call, and when the flow was taken back and comes here again.

@@ -74,15 +74,36 @@ pub fn signal<T: DeserializeOwned>(name: &str) -> Signal<T> {
     Signal { wait: Wait { context, call, done: false }, name: name.into(), value: PhantomData }
 }
 
-/// The same as [`signal`].
+/// A second name of [`signal`](fn@signal), for those who know it from other frameworks; new code says `signal`.
 ///
 /// # Errors
 ///
-/// As [`signal`].
+/// As [`signal`](fn@signal).
 ///
 /// # Panics
 ///
 /// Outside a flow.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::prelude::*;
+///
+/// #[flow]
+/// async fn order() -> ergon::Result<String> {
+///     await_external_signal("approval").await
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let log = InMemoryExecutionLog::new();
+/// let worker = Worker::new(log.clone()).register::<order>().start().await?;
+/// let order = Scheduler::new(log).schedule(order()).await?;
+/// order.signal("approval", "Ada").await?;
+/// assert_eq!(order.result().await?, "Ada");
+/// # worker.shutdown().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn await_external_signal<T: DeserializeOwned>(name: &str) -> Signal<T> {
     signal(name)
@@ -115,6 +136,26 @@ impl<T: DeserializeOwned> Signal<T> {
     /// once the limit has passed. A signal that arrived in time is taken even when the flow comes back late.
     ///
     /// Must follow on the call at once, before anything is awaited.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use ergon::prelude::*;
+    ///
+    /// #[flow]
+    /// async fn order() -> ergon::Result<String> {
+    ///     match signal::<String>("approval").timeout(Duration::from_millis(20)).await? {
+    ///         Some(by) => Ok(format!("approved by {by}")),
+    ///         None => Ok("nobody answered".into()),
+    ///     }
+    /// }
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    /// let executor = Executor::new(InMemoryExecutionLog::new());
+    /// assert_eq!(executor.run(order()).await?, "nobody answered");
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn timeout(self, limit: Duration) -> SignalTimeout<T> {
         let Wait { context, call, .. } = &self.wait;
         let known = context.flow.journal().set_limit(*call, limit, hash(Some(limit)));

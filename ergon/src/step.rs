@@ -14,15 +14,15 @@ use std::{
 use bytes::Bytes;
 use ergon_storage::{CallKind, CallPath, Phase};
 use futures::future::BoxFuture;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use tracing::Span;
 
 use crate::{
     codec,
     context::{Begin, BodyRun, Context, Halt, StandIn, StepContext, Within, invalid},
     error::{Error, ErrorKind},
-    fingerprint::{Sequences, fingerprint},
-    flow::ErrorCaps,
+    fingerprint::{Sequences, Tuple, fingerprint},
+    flow::{ErrorCaps, Recorded, RecordedError},
     journal::{CallId, CallKey, CallPoll, Outcome, Place, Repeat, Spec, TimeUp},
     meter::{AttemptEnd, StepTimer},
     middleware::{Layers, NotDone, StepRun, Surrounded},
@@ -78,22 +78,56 @@ impl StepSpec {
     }
 }
 
-/// The hash of a step's arguments, or why they have none.
+/// The hash of a step's arguments, taken in one after the other, or why they have none.
 #[derive(Debug, Clone)]
-pub struct ArgsHash(pub(crate) Result<u64, String>);
+pub struct ArgsHash(pub(crate) Result<Tuple, String>);
+
+impl ArgsHash {
+    /// That of no arguments.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(Ok(Tuple::EMPTY))
+    }
+
+    /// With one more argument.
+    #[must_use]
+    pub fn and<T: StepArg>(self, arg: &T) -> Self {
+        self.with(arg)
+    }
+
+    /// With one more of an argument that need not be copied.
+    pub(crate) fn with<T: Serialize + ?Sized>(mut self, arg: &T) -> Self {
+        if let Ok(hash) = &mut self.0
+            && let Err(error) = hash.add(arg)
+        {
+            self.0 = Err(error.to_string());
+        }
+        self
+    }
+}
+
+impl Default for ArgsHash {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 /// What an argument of a step must be.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be an argument of a step",
     label = "an argument must implement `serde::Serialize` and `Clone` and be `Send`",
-    note = "the history keeps a hash of the arguments, and each attempt gets its own copy of them"
+    note = "the history keeps a hash of the arguments, and each attempt gets its own copy of them",
+    note = "for a type of your own, write `#[derive(Clone, serde::Serialize)]`"
 )]
 pub trait StepArg: Serialize + Clone + Send {}
 
+#[diagnostic::do_not_recommend]
 impl<T: Serialize + Clone + Send> StepArg for T {}
 
-/// Fails to compile where an argument cannot be one.
-pub const fn assert_step_arg<T: StepArg>(_: &T) {}
+/// What an attempt gets of an argument.
+pub fn copy_of_arg<T: StepArg>(arg: &T) -> T {
+    arg.clone()
+}
 
 /// What the type of a blocking step must be.
 #[diagnostic::on_unimplemented(
@@ -103,18 +137,19 @@ pub const fn assert_step_arg<T: StepArg>(_: &T) {}
 )]
 pub trait BlockingSelf: Clone + Send + 'static {}
 
+#[diagnostic::do_not_recommend]
 impl<T: Clone + Send + 'static> BlockingSelf for T {}
 
-/// Fails to compile where a blocking step cannot be one.
-pub const fn assert_blocking_self<T: BlockingSelf>(_: &T) {}
-
-/// The hash of a step's arguments, given as a tuple.
-pub fn args_hash<A: Serialize>(args: &A) -> ArgsHash {
-    ArgsHash(fingerprint(args, Sequences::Ordered).map_err(|error| error.to_string()))
+/// What an attempt of a blocking step gets of the flow's value.
+pub fn copy_of_self<T: BlockingSelf>(this: &T) -> T {
+    this.clone()
 }
 
 /// Puts middleware around a body.
 type Surround<'a, T, E> = fn(&Layers, StepRun, BoxFuture<'a, Result<T, E>>) -> Surrounded<'a, T, E>;
+
+/// Polls a step.
+type Proceed<'a, T, E> = fn(&mut Step<'a, T, E>, &mut task::Context<'_>) -> Poll<Result<T, E>>;
 
 type Body<'a, T, E> = Box<dyn FnMut() -> BoxFuture<'a, Result<T, E>> + Send + 'a>;
 
@@ -126,8 +161,8 @@ type Body<'a, T, E> = Box<dyn FnMut() -> BoxFuture<'a, Result<T, E>> + Send + 'a
 #[track_caller]
 pub fn step<'a, T, E, F>(spec: &'static StepSpec, hash: ArgsHash, caps: ErrorCaps<E>, body: F) -> Step<'a, T, E>
 where
-    T: Serialize + DeserializeOwned,
-    E: Serialize + DeserializeOwned + fmt::Debug,
+    T: Recorded,
+    E: RecordedError,
     F: FnMut() -> BoxFuture<'a, Result<T, E>> + Send + 'a,
     Result<T, E>: Send + 'a,
 {
@@ -139,7 +174,7 @@ where
         spec.name
     );
     let args_hash = match hash.0 {
-        Ok(hash) => hash,
+        Ok(hash) => hash.digest(),
         Err(error) => {
             let message = format!("the arguments of step {:?} cannot be hashed: {error}", spec.name);
             context.flow.halt(Halt::Fault(Error::of(ErrorKind::Payload, message)));
@@ -150,8 +185,8 @@ where
     let StepSpec { timeout: limit, heartbeat_timeout: silence, repeat, .. } = *spec;
     let call = context.call(key, Spec::Step { limit, silence, repeat }, Location::caller());
     let (body, timer): (Body<'a, T, E>, _) = (Box::new(body), StepTimer::default());
-    let surround: Surround<'a, T, E> = Layers::step::<T, E>;
-    Step { context, call, spec, caps, body, surround, attempt: None, timer, outcome: None, done: false }
+    let (proceed, surround): (Proceed<'a, T, E>, Surround<'a, T, E>) = (Step::proceed, Layers::step::<T, E>);
+    Step { context, call, spec, caps, body, proceed, surround, attempt: None, timer, outcome: None, done: false }
 }
 
 /// The name of a step to be recorded, which each thread makes once: a history has it many times.
@@ -210,6 +245,8 @@ pub struct Step<'a, T, E> {
     spec: &'static StepSpec,
     caps: ErrorCaps<E>,
     body: Body<'a, T, E>,
+    /// [`Step::proceed`] for these types: what they lack is said where the step stands, not at each `.await` too.
+    proceed: Proceed<'a, T, E>,
     /// [`Layers::step`] for these types.
     surround: Surround<'a, T, E>,
     attempt: Option<Attempt<'a, T, E>>,
@@ -263,37 +300,33 @@ impl<T, E> fmt::Debug for Step<'_, T, E> {
     }
 }
 
-impl<T, E> Future for Step<'_, T, E>
-where
-    T: Serialize + DeserializeOwned,
-    E: Serialize + DeserializeOwned + fmt::Debug,
-{
+impl<T, E> Future for Step<'_, T, E> {
     type Output = Result<T, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<T, E>> {
         let this = self.get_mut();
         assert!(!this.done, "the step {:?} was polled after it had its outcome", this.spec.name);
-        let poll = this.context.flow.journal().poll(this.call, cx.waker());
+        (this.proceed)(this, cx)
+    }
+}
+
+impl<'a, T: Recorded, E: RecordedError> Step<'a, T, E> {
+    fn proceed(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<T, E>> {
+        let poll = self.context.flow.journal().poll(self.call, cx.waker());
         match poll {
             CallPoll::Pending => Poll::Pending,
-            CallPoll::Ready(outcome) => this.open(&outcome),
+            CallPoll::Ready(outcome) => self.open(&outcome),
             CallPoll::Run { attempt, time_is_up } => {
-                this.run(cx, attempt, time_is_up);
+                self.run(cx, attempt, time_is_up);
                 Poll::Pending
             }
             CallPoll::Lost { attempt } => {
-                this.trouble(attempt, Error::unknown_outcome(&format!("step {:?}", this.spec.name)));
+                self.trouble(attempt, Error::unknown_outcome(&format!("step {:?}", self.spec.name)));
                 Poll::Pending
             }
         }
     }
-}
 
-impl<'a, T, E> Step<'a, T, E>
-where
-    T: Serialize + DeserializeOwned,
-    E: Serialize + DeserializeOwned + fmt::Debug,
-{
     /// The outcome as the user's types.
     fn open(&mut self, outcome: &Outcome) -> Poll<Result<T, E>> {
         self.done = true;

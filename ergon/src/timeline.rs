@@ -9,6 +9,34 @@ use crate::{StorageError, error::Error, flow::Failure};
 /// What happened in a flow, in its present run where it has [begun again](crate::continue_as_new): its records, and with `{}` a timeline with one line per event.
 ///
 /// Times in the timeline are relative to the flow's acceptance.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::{prelude::*, storage::Phase};
+///
+/// #[flow]
+/// async fn greet(name: String) -> ergon::Result<String> {
+///     sleep(Duration::from_millis(5)).await;
+///     compose(&name).await
+/// }
+///
+/// #[step]
+/// async fn compose(name: &str) -> ergon::Result<String> {
+///     Ok(format!("hello, {name}"))
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let log = InMemoryExecutionLog::new();
+/// Executor::new(log.clone()).run(greet("Ada".into())).id("greeting").await?;
+/// let history = Scheduler::new(log).history(&FlowId::new("greeting")?).await?;
+/// let calls = history.calls();
+/// assert_eq!(calls.iter().map(|call| &*call.name).collect::<Vec<_>>(), ["sleep", "compose"]);
+/// assert!(calls.iter().all(|call| call.phase == Phase::Completed));
+/// println!("{history}");
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct History {
     /// The flow.

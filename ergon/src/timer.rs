@@ -83,11 +83,28 @@ pub fn sleep_until(at: impl Into<Timestamp>) -> Sleep {
     timer("sleep_until", Due::At(at.into()), Location::caller())
 }
 
-/// The same as [`sleep`].
+/// A second name of [`sleep`], for those who know it from other frameworks; new code says `sleep`.
 ///
 /// # Panics
 ///
 /// Outside a flow.
+///
+/// # Examples
+///
+/// ```
+/// use ergon::prelude::*;
+///
+/// #[flow]
+/// async fn boil() -> ergon::Result<String> {
+///     schedule_timer(Duration::from_millis(5)).await;
+///     Ok("done".into())
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// assert_eq!(Executor::new(InMemoryExecutionLog::new()).run(boil()).await?, "done");
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[track_caller]
 pub fn schedule_timer(duration: Duration) -> Sleep {
     sleep(duration)

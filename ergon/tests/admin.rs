@@ -150,8 +150,8 @@ async fn what_no_worker_goes_on_with_is_told_of() {
     let claim = |id: &str| ClaimRequest::new("gone", ClaimTarget::Flow(FlowId::new(id).unwrap()));
     let now = runtime.now();
     let ends = [
-        ("asleep", Next::Suspend(Wake { at: Some(now.saturating_add(MINUTE)), channels: vec![] })),
-        ("never-due", Next::Suspend(Wake { at: Some(now.saturating_add(HOUR * 24)), channels: vec![] })),
+        ("asleep", Next::suspend(Wake { at: Some(now.saturating_add(MINUTE)), channels: vec![] })),
+        ("never-due", Next::suspend(Wake { at: Some(now.saturating_add(HOUR * 24)), channels: vec![] })),
         ("ended", Next::Complete { result: "1".into() }),
     ];
     for (id, next) in ends {

@@ -288,6 +288,37 @@ async fn a_waiting_flow_is_reset() {
     assert_eq!(runtime.runs("reserve"), 2);
 }
 
+/// Starts another flow and waits for it.
+#[flow]
+async fn outer(number: u32) -> ergon::Result<u32> {
+    child(inner(number)).await
+}
+
+/// Waits.
+#[flow]
+async fn inner(number: u32) -> ergon::Result<u32> {
+    Ok(number + signal::<u32>("go").await?)
+}
+
+/// A child that goes on when its parent is reset is known to the next reset, though the history has nothing of it then.
+#[tokio::test]
+async fn a_second_reset_forgets_the_children_that_went_on_after_the_first() {
+    let log = InMemoryExecutionLog::new();
+    let worker = Worker::new(log.clone()).register::<outer>().register::<inner>().start().await.unwrap();
+    let scheduler = Scheduler::new(log.clone());
+    let outer = scheduler.schedule(outer(7)).id("outer").await.unwrap();
+    let child = FlowId::new("outer/1").unwrap();
+    while scheduler.status(&child).await.unwrap().is_none_or(|info| info.state != FlowState::Suspended) {
+        tokio::task::yield_now().await;
+    }
+    worker.shutdown().await;
+    let admin = scheduler.admin();
+    admin.reset(outer.id(), Cut::End).await.unwrap();
+    assert!(scheduler.status(&child).await.unwrap().is_some(), "the call is made again, and its child goes on");
+    admin.reset(outer.id(), Cut::Start).await.unwrap();
+    assert!(scheduler.status(&child).await.unwrap().is_none(), "nobody waits for it");
+}
+
 /// By filter, with a dry run; a repeat forks none twice.
 #[tokio::test]
 async fn many_are_forked_and_reset() {

@@ -446,6 +446,15 @@ fn session_downloads_again() {
     ];
     assert!(order.is_sorted(), "{text}");
     assert!(!text.contains("ann converts"), "{text}");
+    let after =
+        |what: &str| text.lines().find_map(|line| line.split_once(what)).unwrap_or_else(|| panic!("{what:?}: {text}"));
+    let (preferred, killed, insisted) = (
+        after("rounds, preferably on one worker: ").1,
+        after(" was killed after the first round").0,
+        after("rounds, on no other worker: ").1,
+    );
+    assert!(["ann", "bob"].contains(&preferred), "it went elsewhere, to a worker that was free: {text}");
+    assert_eq!(insisted, killed, "it went elsewhere: {text}");
 }
 
 /// Three workers share what is sent; one is killed, one is asked to stop, and nothing is lost.

@@ -22,6 +22,7 @@ both!(
     a_session_survives_a_restart_under_the_same_name,
     a_lost_session_is_told_before_any_step_of_it_begins,
     the_loss_of_a_session_is_replayed,
+    a_worker_that_cannot_tell_of_a_loss_keeps_its_lease_and_gives_the_flow_back,
     a_session_of_a_worker_that_is_heard_of_is_not_taken_over,
     what_never_moves_is_told_of,
     a_session_within_a_session_fails_the_flow,
@@ -259,6 +260,41 @@ async fn a_lost_session_is_told_before_any_step_of_it_begins(at: Place) {
     assert_eq!(soon("the result", flow.result()).await.unwrap(), ["ann to bob", "bob"]);
     assert_eq!(log.flow(flow.id()).await.unwrap().unwrap().info.labels.len(), 0, "nothing is left of the session");
     bob.shutdown().await;
+}
+
+async fn a_worker_that_cannot_tell_of_a_loss_keeps_its_lease_and_gives_the_flow_back(at: Place) {
+    let clock = ManualClock::new();
+    let log = at.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let dead = log.another();
+    let ann = start(&dead, "ann", &trace, &gate).await;
+    let flow = Scheduler::new(log.clone()).schedule(convert("film".into())).await.unwrap();
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    dead.crash().await;
+    drop(ann);
+    flow.signal("go", &()).await.unwrap();
+    pass(&clock, &[&log], SECOND * 65).await;
+
+    let slow = log.another();
+    slow.hold("messages");
+    let bob = start(&slow, "bob", &trace, &gate).await;
+    until("bob to be about to tell", || async { slow.calls().contains_key("messages") }).await;
+    let epoch = log.flow(flow.id()).await.unwrap().unwrap().info.epoch;
+    pass(&clock, &[&log], LEASE * 3).await;
+    let info = log.flow(flow.id()).await.unwrap().unwrap().info;
+    assert_eq!((info.state, info.epoch), (FlowState::Running, epoch), "its lease was renewed all the while");
+    soon("the shutdown", bob.shutdown()).await;
+    assert_eq!(log.flow(flow.id()).await.unwrap().unwrap().info.state, FlowState::Scheduled, "it was given back");
+    assert_eq!(trace.take(), ["load film on ann"]);
+
+    gate.open();
+    // It has been bob's since he claimed it.
+    pass(&clock, &[&log], SECOND * 65).await;
+    let cleo = start(&log, "cleo", &trace, &gate).await;
+    flow.signal("go", &()).await.unwrap();
+    flow.signal("end", &()).await.unwrap();
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), ["ann to cleo", "cleo"]);
+    cleo.shutdown().await;
 }
 
 async fn the_loss_of_a_session_is_replayed(at: Place) {

@@ -318,7 +318,7 @@ impl TwoWaits {
     }
 }
 
-/// The log would wake the flow for it as soon as it is suspended, again and again.
+/// Nor does it keep the flow from sleeping.
 async fn a_message_to_a_wait_that_is_not_polled_wakes_the_flow_once(place: Place) {
     let clock = ManualClock::new();
     let log = place.log_at(clock.clone()).await;
@@ -335,13 +335,14 @@ async fn a_message_to_a_wait_that_is_not_polled_wakes_the_flow_once(place: Place
         flow.signal("go", &1).await.unwrap();
         until("the signal's record", || async { flow.status().await.unwrap().records == 2 }).await;
         rests(&process).await;
+        assert_eq!(flow.status().await.unwrap().state, FlowState::Suspended);
         process.crash().await;
         drop(first);
         clock.advance(LEASE);
         let process = log.another();
         let second = worker(&process).start().await.unwrap();
-        until("the replay", || async { process.calls().contains_key("messages") }).await;
         rests(&process).await;
+        assert_eq!(flow.status().await.unwrap().state, FlowState::Suspended);
         flow.signal("go", &2).await.unwrap();
         assert_eq!(soon("the result", flow.result()).await.unwrap(), [1, 2], "{others} others");
         second.shutdown().await;

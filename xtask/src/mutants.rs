@@ -65,7 +65,7 @@ const MUTANTS: &[Mutant] = &[
         name: "a flow is suspended though its message is there",
         file: RUN,
         before: "",
-        right: "due_at.is_some_and(|due_at| due_at <= now) || flow.mailbox.has_any(&wake.channels)",
+        right: "due_at.is_some_and(|due_at| due_at <= now) || flow.mailbox.has_any(&wake.channels, &heard)",
         wrong: "due_at.is_some_and(|due_at| due_at <= now)",
     },
     Mutant {
@@ -296,7 +296,7 @@ const MUTANTS: &[Mutant] = &[
         name: "a flow that is bound goes to whoever asks",
         file: QUEUE,
         before: "",
-        right: "Affinity::binding(&info.labels).kept_until(due_at, heard_at, info.deadline_at, now)",
+        right: "Affinity::kept_until(info, due_at, heard_at, now)",
         wrong: "{ let _ = (due_at, heard_at, now); None }",
     },
     Mutant {

@@ -142,7 +142,7 @@ impl CodecExecutionLog {
                 }
             }
             Next::Continue { input } => *input = self.codecs.encode(flow, PayloadKind::Input, input)?,
-            Next::Run | Next::Suspend(_) | Next::Cancel { .. } | Next::Stall { .. } => {}
+            Next::Run | Next::Suspend { .. } | Next::Cancel { .. } | Next::Stall { .. } => {}
         }
         Ok(encoded)
     }

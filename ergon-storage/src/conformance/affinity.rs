@@ -8,8 +8,8 @@ use super::{
     scene::{Handle, MICRO, SECOND, Scene, complete, fail, flow, id, request, signal},
 };
 use crate::{
-    Affinity, ClaimRequest, ClaimTarget, Claimed, Commit, ErrorKind, Filter, FlowState, Labels, Lease, NewFlow,
-    Takeover, Timestamp, Topic,
+    Affinity, ClaimRequest, ClaimTarget, Claimed, Cleanup, Commit, ErrorKind, Filter, FlowState, Labels, Lease,
+    NewFlow, Record, Takeover, Timestamp, Topic,
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -157,6 +157,50 @@ pub async fn affinity_never_moves_what_must_not(harness: &impl Harness) {
     assert!(!log.info("a").await.is_abandoned());
 }
 
+/// A worker that was not heard of for long is forgotten when another is heard of first. What was kept for it is taken over as
+/// if it was not, also where that takes longer, and what never moves stays.
+pub async fn affinity_forgets_workers_that_are_long_gone(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    let (week, far) = (SECOND * 7 * 24 * 3_600, Affinity::FORGOTTEN_AFTER * 2);
+    let slow = flow("slow").with_affinity(Affinity::Require { takeover: Takeover::After(far) });
+    for flow in [slow, requires("soon"), never_moves("never")] {
+        run_by(&log, "first", flow).await;
+    }
+    let heard_at = log.now();
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0]);
+    log.advance(Affinity::FORGOTTEN_AFTER.checked_sub(week).unwrap()).await;
+    let announce = async |worker: &str| {
+        let asked = ClaimRequest { is_place: true, ..by(worker, request(0)) };
+        assert!(log.claim(asked).await.unwrap().is_place);
+    };
+    announce("third").await;
+    log.advance(week).await;
+    announce("fourth").await;
+    assert!(!ask(&log, "first", 0).await.is_place, "it was forgotten");
+    assert!(ask(&log, "third", 0).await.is_place, "and no other");
+    let claimed = ask(&log, "second", 9).await;
+    assert_eq!(names(&claimed), ["soon"]);
+    log.go(&claimed.flows[0].lease, 1, complete()).await;
+    let claimed = ask(&log, "second", 9).await;
+    assert_eq!((names(&claimed), claimed.next_due_at), (vec![], Some(heard_at.saturating_add(far))));
+    assert!(log.info("never").await.is_abandoned());
+    log.advance(far.checked_sub(Affinity::FORGOTTEN_AFTER).unwrap().checked_sub(MICRO).unwrap()).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0]);
+    log.advance(MICRO).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), ["slow"]);
+    assert_eq!(names(&ask(&log, "first", 9).await), ["never"]);
+}
+
+/// Also where the next worker is first heard of because it takes a flow that is bound to it from then on.
+pub async fn affinity_forgets_workers_when_another_takes_its_first_flow(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    run_by(&log, "first", requires("a")).await;
+    assert!(ask(&log, "first", 0).await.is_place);
+    log.advance(Affinity::FORGOTTEN_AFTER).await;
+    run_by(&log, "second", requires("b")).await;
+    assert!(!ask(&log, "first", 0).await.is_place, "it was forgotten");
+}
+
 /// A worker that was restarted is the same place, also for what it was running.
 pub async fn affinity_knows_a_restarted_worker_by_its_name(harness: &impl Harness) {
     let mut log = Scene::new(harness).await;
@@ -271,6 +315,29 @@ pub async fn affinity_ends_with_the_time_limit(harness: &impl Harness) {
     assert_eq!((names(&other), other.next_due_at), (vec![], Some(ends_at)));
     log.advance(PATIENCE).await;
     assert_eq!(names(&ask(&log, "second", 9).await), ["a"]);
+}
+
+/// Whoever cleans up after a time limit goes on with it, as the worker that a flow is bound to does with any other flow.
+pub async fn affinity_holds_for_what_is_cleaned_up_after_the_time_limit(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    for bound in [prefers("a"), requires("b"), never_moves("c")] {
+        let name = bound.id.to_string();
+        log.add([bound.with_timeout(Some(SECOND))]).await;
+        let lease = ask(&log, "first", 1).await.flows.remove(0).lease;
+        log.advance(SECOND * 2).await;
+        let records = vec![Record::cancel(1, log.now(), Record::TIME_IS_UP, "")];
+        log.commit(Commit { records, cleanup: Cleanup::Underway, ..Commit::new(lease.clone(), 1) }).await.unwrap();
+        log.release(&lease).await.unwrap();
+        assert_eq!(names(&ask(&log, "second", 9).await), [""; 0], "{name} goes on where its clean-up began");
+        log.advance(PATIENCE.checked_sub(SECOND).unwrap()).await;
+        assert_eq!(names(&ask(&log, "second", 9).await), [""; 0], "{name}");
+        assert_eq!(names(&ask(&log, "first", 9).await), [name]);
+    }
+    // Its worker dies.
+    log.advance(TAKEOVER.checked_sub(MICRO).unwrap()).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), ["a"]);
+    log.advance(MICRO).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), ["b"]);
 }
 
 /// What is kept can be cancelled, woken, retried and forgotten like any other.

@@ -155,7 +155,7 @@ pub async fn cleanup_has_no_time_limit(harness: &impl Harness) {
         let lease = log.start_flow(flow(by).with_timeout(Some(SECOND))).await;
         let deadline = log.info(by).await.deadline_at;
         let later = log.now().saturating_add(SECOND * 60);
-        let asleep = Next::Suspend(crate::Wake { at: Some(later), channels: vec![signal("x")] });
+        let asleep = Next::suspend(crate::Wake { at: Some(later), channels: vec![signal("x")] });
         let answer = if by == "cancellation" {
             log.commit(needing(&lease, 1, 0)).await.unwrap();
             log.cancel(&id(by), "enough").await.unwrap();

@@ -238,6 +238,7 @@ macro_rules! conformance_tests {
                 suspend_until_a_reached_instant_stays_awake
                 suspend_for_a_message_that_is_there_stays_awake
                 suspend_counts_what_is_left_in_the_mailbox
+                suspend_passes_over_what_was_heard
                 suspend_is_woken_by_a_message
                 suspend_tells_channels_apart
                 suspend_is_due_since_the_first_of_timer_and_message
@@ -442,6 +443,8 @@ macro_rules! conformance_tests {
                 affinity_requires_the_worker_until_it_is_gone
                 affinity_takes_over_at_once_from_who_is_long_gone
                 affinity_never_moves_what_must_not
+                affinity_forgets_workers_that_are_long_gone
+                affinity_forgets_workers_when_another_takes_its_first_flow
                 affinity_knows_a_restarted_worker_by_its_name
                 affinity_lets_a_late_worker_renew
                 affinity_blocks_nobody
@@ -449,6 +452,7 @@ macro_rules! conformance_tests {
                 affinity_holds_for_a_claim_of_one_flow
                 affinity_of_a_session_goes_first
                 affinity_ends_with_the_time_limit
+                affinity_holds_for_what_is_cleaned_up_after_the_time_limit
                 affinity_leaves_kept_flows_to_everyone_else
                 affinity_hints_the_worker_that_a_flow_is_kept_for
                 affinity_is_checked
@@ -458,6 +462,8 @@ macro_rules! conformance_tests {
             }
             upkeep {
                 prune_at_the_age_but_not_before
+                prune_knows_ages_at_the_end_of_time
+                prune_of_a_type_is_not_held_up_by_others
                 prune_takes_the_longest_finished_first
                 prune_keeps_to_its_states_and_type
                 prune_keeps_the_newest

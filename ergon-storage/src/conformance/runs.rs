@@ -74,7 +74,7 @@ pub async fn a_run_keeps_the_mailbox(harness: &impl Harness) {
     assert_eq!(numbers(&claimed.messages), [(2, "two".into()), (3, "three".into()), (4, "four".into())]);
     assert!(!claimed.more_messages);
     let wake = Wake { at: None, channels: vec![signal("go")] };
-    assert_eq!(log.go(&claimed.lease, 1, crate::Next::Suspend(wake)).await, Committed::Awake);
+    assert_eq!(log.go(&claimed.lease, 1, crate::Next::suspend(wake)).await, Committed::Awake);
 }
 
 /// A repeat of the commit is recognised until somebody has claimed the next run, and then refused.
@@ -168,7 +168,7 @@ pub async fn runs_hear_of_their_own_children(harness: &impl Harness) {
     log.commit(starting(&claimed.lease, 1, [child("new", "a", 1)])).await.unwrap();
     let new = log.take_flow("new").await.lease;
     let wake = Wake { at: None, channels: vec![signal("go")] };
-    assert_eq!(log.go(&claimed.lease, 2, crate::Next::Suspend(wake)).await, Committed::Suspended);
+    assert_eq!(log.go(&claimed.lease, 2, crate::Next::suspend(wake)).await, Committed::Suspended);
     log.go(&new, 1, complete()).await;
     let told = log.mail("a").await;
     assert_eq!((told.len(), told[1].ended.as_ref()), (2, Some(&id("new"))));

@@ -155,7 +155,7 @@ impl Handle {
 
     /// Suspends a flow that nothing keeps awake.
     pub(super) async fn suspend(&self, lease: &Lease, number: u32, at: Option<Timestamp>, channels: &[Channel]) {
-        let next = Next::Suspend(Wake { at, channels: channels.to_vec() });
+        let next = Next::suspend(Wake { at, channels: channels.to_vec() });
         assert_eq!(self.go(lease, number, next).await, Committed::Suspended);
     }
 
@@ -357,7 +357,7 @@ pub(super) fn stall(build: &str) -> Next {
 }
 
 pub(super) fn suspend(at: Option<Timestamp>, channels: &[Channel]) -> Next {
-    Next::Suspend(Wake { at, channels: channels.to_vec() })
+    Next::suspend(Wake { at, channels: channels.to_vec() })
 }
 
 pub(super) fn signal(name: &str) -> Channel {

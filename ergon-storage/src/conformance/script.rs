@@ -244,6 +244,10 @@ impl Script {
         (among > 0).then(|| all - 1 - self.random.below(among))
     }
 
+    fn heard(&mut self) -> u32 {
+        u32::try_from(self.random.below(5)).unwrap()
+    }
+
     async fn commit(&mut self) {
         let Some(index) = self.lease() else { return };
         let leases = self.leases[index].clone();
@@ -365,7 +369,10 @@ impl Script {
                     let offset = i64::try_from(self.random.number(20_000_000)).unwrap() - 1_000_000;
                     Timestamp::from_micros(self.model.now().as_micros() + offset)
                 });
-                Next::Suspend(Wake { at, channels: self.random.some(&channels()) })
+                let channels = self.random.some(&channels());
+                let heard =
+                    if self.random.one_in(3) { channels.iter().map(|_| self.heard()).collect() } else { Vec::new() };
+                Next::Suspend { wake: Wake { at, channels }, heard }
             }
             _ => Next::Run,
         }

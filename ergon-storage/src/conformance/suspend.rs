@@ -15,7 +15,7 @@ pub async fn suspend_says_what_it_waits_for(harness: &impl Harness) {
     let at = log.now().saturating_add(SECOND);
     let wake = Wake { at: Some(at), channels: vec![signal("go"), Channel::children(), signal("ü \n")] };
     let mut commit = steps(&lease, 1, 0, 1);
-    commit.next = Next::Suspend(wake.clone());
+    commit.next = Next::suspend(wake.clone());
     assert_eq!(log.commit(commit).await.unwrap(), Committed::Suspended);
     let info = log.info("a").await;
     assert_eq!((info.state, info.wake, info.due_at), (FlowState::Suspended, wake, Some(at)));
@@ -72,6 +72,48 @@ pub async fn suspend_counts_what_is_left_in_the_mailbox(harness: &impl Harness) 
         commit.consumed = vec![number];
         assert_eq!(log.commit(commit).await.unwrap(), answer);
     }
+}
+
+/// Messages that the flow knows do not keep it awake, on the channel where it knows them, and are there when it is woken
+/// by another one.
+pub async fn suspend_passes_over_what_was_heard(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    let lease = log.start("a").await;
+    let (go, stop) = (signal("go"), signal("stop"));
+    for (channel, text) in [(&go, "1"), (&stop, "2"), (&go, "3")] {
+        log.tell("a", channel, text).await;
+    }
+    let waits = |channels: &[&Channel], heard: &[u32]| {
+        let channels = channels.iter().copied().cloned().collect();
+        Next::Suspend { wake: Wake { at: None, channels }, heard: heard.to_vec() }
+    };
+    let not_all = [
+        waits(&[&go], &[]),
+        waits(&[&go], &[1]),
+        waits(&[&go], &[2]),
+        waits(&[&go, &stop], &[3]),
+        waits(&[&go, &stop], &[3, 1]),
+        waits(&[&stop, &go], &[3, 1]),
+    ];
+    for (number, next) in (1..).zip(not_all) {
+        assert_eq!(log.go(&lease, number, next.clone()).await, Committed::Awake, "{next:?}");
+    }
+    let commit = going(&lease, 7, waits(&[&stop, &signal("other"), &go], &[2, u32::MAX, 3, 9]));
+    for _ in 0..2 {
+        assert_eq!(log.commit(commit.clone()).await.unwrap(), Committed::Suspended);
+    }
+    assert_eq!(log.info("a").await.wake.channels, [stop, signal("other"), go.clone()]);
+    assert_eq!(log.take(1).await.len(), 0);
+    // What comes later does.
+    log.tell("a", &signal("other"), "4").await;
+    let claimed = log.take(1).await.remove(0);
+    assert_eq!(claimed.messages.iter().map(|message| message.seq).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    // What the same commit takes in is not there to be known.
+    let mut commit = going(&claimed.lease, 1, waits(&[&go], &[1]));
+    commit.consumed = vec![3];
+    assert_eq!(log.commit(commit).await.unwrap(), Committed::Suspended);
+    log.tell("a", &go, "5").await;
+    assert_eq!(log.state("a").await, FlowState::Scheduled);
 }
 
 /// A message on a channel that a suspended flow waits for wakes it at once.

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use futures::future::try_join_all;
+
 use super::{
     Harness,
     scene::{
         Handle, MICRO, SECOND, Scene, child, complete, detached, fail, flow, id, message, names, refused, signal, steps,
     },
 };
-use crate::{ErrorKind, Filter, FlowState, NewFlow, PrunePolicy, Sent};
+use crate::{ErrorKind, Filter, FlowState, NewFlow, PrunePolicy, Sent, Timestamp};
 
 async fn end(log: &Handle, name: &str) {
     let lease = log.take_flow(name).await.lease;
@@ -30,6 +32,45 @@ pub async fn prune_at_the_age_but_not_before(harness: &impl Harness) {
     assert_eq!(log.prune(&policy).await.unwrap(), 1);
     assert_eq!(log.prune(&policy).await.unwrap(), 0);
     assert_eq!(left(&log).await, [""; 0]);
+}
+
+/// At the end of time a flow is as old as it is, and no older.
+pub async fn prune_knows_ages_at_the_end_of_time(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    log.bring("a", FlowState::Completed).await;
+    let age = Timestamp::MAX.since(log.now());
+    log.advance(age).await;
+    // Not every log tells such instants apart to the microsecond.
+    for older_than in [age + SECOND, age * 2, Duration::MAX] {
+        assert_eq!(log.prune(&PrunePolicy::older_than(older_than)).await.unwrap(), 0, "{older_than:?}");
+    }
+    assert_eq!(log.prune(&PrunePolicy::older_than(age.checked_sub(SECOND).unwrap())).await.unwrap(), 1);
+}
+
+/// A type is pruned however many flows of others have ended before.
+pub async fn prune_of_a_type_is_not_held_up_by_others(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    let others: Vec<_> = (0..1_500).map(|number| NewFlow::new(id(&format!("r{number}")), "Refund", 1, "")).collect();
+    let ids: Vec<_> = others.iter().map(|flow| flow.id.clone()).collect();
+    log.add(others).await;
+    for some in ids.chunks(100) {
+        try_join_all(some.iter().map(|id| log.cancel(id, ""))).await.unwrap();
+    }
+    log.advance(MICRO).await;
+    log.add([flow("a"), flow("b").with_queue("other"), flow("c").with_priority(1)]).await;
+    for name in ["c", "b", "a"] {
+        log.cancel(&id(name), "").await.unwrap();
+        log.advance(MICRO).await;
+    }
+    let orders = PrunePolicy::older_than(Duration::ZERO).with_flow_type("Order");
+    assert_eq!(log.prune(&orders.clone().with_limit(2)).await.unwrap(), 2);
+    assert_eq!(log.prune(&orders.clone().with_keep(1)).await.unwrap(), 0);
+    assert!(log.flow(&id("a")).await.unwrap().is_some(), "it ended last");
+    assert_eq!(log.prune(&orders).await.unwrap(), 1);
+    // And the longest finished go first over all types.
+    log.bring("d", FlowState::Completed).await;
+    assert_eq!(log.prune(&PrunePolicy::all_but(1).with_limit(u32::MAX)).await.unwrap(), 1_500);
+    assert_eq!(left(&log).await, ["d"]);
 }
 
 /// The longest finished go first, as many as the limit says.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     sync::Arc,
 };
 
@@ -106,9 +107,12 @@ impl Mailbox {
         self.messages.len()
     }
 
-    /// True when a message waits on one of these channels.
-    pub(super) fn has_any(&self, channels: &[Channel]) -> bool {
-        channels.iter().any(|channel| self.channels.contains_key(channel))
+    /// True when a message waits on one of these channels after the number that was heard there, if any.
+    pub(super) fn has_any(&self, channels: &[Channel], heard: &[u32]) -> bool {
+        let heard = heard.iter().copied().chain(iter::repeat(0));
+        channels.iter().zip(heard).any(|(channel, heard)| {
+            self.channels.get(channel).and_then(BTreeSet::last).is_some_and(|last| *last > heard)
+        })
     }
 
     /// The messages on these channels (all, when none is named) after number `after`, at most `limit`.

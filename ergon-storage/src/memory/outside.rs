@@ -108,7 +108,7 @@ impl State {
     fn withdraw_failures(&mut self, number: u64) -> BTreeSet<u64> {
         let flow = &self.flows[&number];
         let mut failed = BTreeSet::new();
-        if flow.info.state != FlowState::Failed || !flow.mailbox.has_any(&[Channel::children()]) {
+        if flow.info.state != FlowState::Failed || !flow.mailbox.has_any(&[Channel::children()], &[]) {
             return failed;
         }
         let again: HashSet<String> = flow.again.iter().map(CallPath::to_string).collect();

@@ -47,6 +47,7 @@ impl Places {
             return true;
         }
         if is_place {
+            self.heard.retain(|_, place| place.heard_at.saturating_add(Affinity::FORGOTTEN_AFTER) > now);
             self.heard.insert(Arc::clone(worker), Place { heard_at: now, lanes: None, since: now });
         }
         is_place
@@ -76,9 +77,9 @@ impl Places {
         Some(if asks_for_it { place.heard_at } else { place.since.min(place.heard_at) })
     }
 
-    /// Since when a flow is due that is filed under this instant.
-    pub(super) fn due_at(&self, number: u64, filed_at: Timestamp) -> Timestamp {
-        self.kept.get(&number).filter(|kept| kept.until == filed_at).map_or(filed_at, |kept| kept.due_at)
+    /// Since when a flow is due that is filed under this instant; `None` unless it was kept until then.
+    pub(super) fn kept_since(&self, number: u64, filed_at: Timestamp) -> Option<Timestamp> {
+        self.kept.get(&number).filter(|kept| kept.until == filed_at).map(|kept| kept.due_at)
     }
 
     pub(super) fn keep(&mut self, number: u64, worker: Arc<str>, due_at: Timestamp, until: Timestamp) {

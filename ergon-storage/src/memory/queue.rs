@@ -90,19 +90,25 @@ impl State {
             return None;
         }
         let bound_to = info.worker.as_ref().filter(|bound_to| ***bound_to != *worker)?;
-        let due_at = self.places.due_at(number, info.due_at?);
-        let heard_at = self.places.heard_at(bound_to, info).unwrap_or(now);
-        Affinity::binding(&info.labels).kept_until(due_at, heard_at, info.deadline_at, now)
+        let filed_at = info.due_at?;
+        let kept_since = self.places.kept_since(number, filed_at);
+        // A worker that a flow was kept for, and that is not known, was forgotten: it has long been gone.
+        let unheard_at = if kept_since.is_some() { Timestamp::EPOCH } else { now };
+        let heard_at = self.places.heard_at(bound_to, info).unwrap_or(unheard_at);
+        let due_at = kept_since.unwrap_or(filed_at);
+        Affinity::kept_until(info, due_at, heard_at, now)
     }
 
     /// Keeps a flow for its worker until then.
     fn keep(&mut self, number: u64, until: Timestamp, now: Timestamp) {
         let info = &self.flows[&number].info;
         let (Some(worker), Some(filed_at)) = (info.worker.clone(), info.due_at) else { return };
-        if matches!(Affinity::binding(&info.labels), Affinity::Require { .. }) && !self.places.knows(&worker) {
+        let kept_since = self.places.kept_since(number, filed_at);
+        let is_required = matches!(Affinity::binding(&info.labels), Affinity::Require { .. });
+        if is_required && kept_since.is_none() && !self.places.knows(&worker) {
             self.places.hear(&worker, true, now);
         }
-        self.places.keep(number, worker, self.places.due_at(number, filed_at), until);
+        self.places.keep(number, worker, kept_since.unwrap_or(filed_at), until);
         self.refile(number, until);
     }
 

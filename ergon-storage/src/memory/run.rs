@@ -94,12 +94,12 @@ impl State {
     pub(super) fn go_on(&mut self, number: u64, next: Next, now: Timestamp) -> Committed {
         match next {
             Next::Run => {}
-            Next::Suspend(wake) => {
+            Next::Suspend { wake, heard } => {
                 let flow = &self.flows[&number];
                 // A deadline wakes a flow just as its own instant does.
                 let deadline_at = flow.info.deadline_at.filter(|_| flow.info.cleanup != Cleanup::Underway);
                 let due_at = wake.at.into_iter().chain(deadline_at).min();
-                if due_at.is_some_and(|due_at| due_at <= now) || flow.mailbox.has_any(&wake.channels) {
+                if due_at.is_some_and(|due_at| due_at <= now) || flow.mailbox.has_any(&wake.channels, &heard) {
                     return Committed::Awake;
                 }
                 self.update(number, |flow| {

@@ -35,6 +35,8 @@ pub(super) struct Index {
     pub(super) lanes: Lanes,
     pub(super) stalled: BTreeSet<u64>,
     pub(super) finished: BTreeSet<(Timestamp, u64)>,
+    /// The same by their types.
+    pub(super) finished_of: HashMap<Arc<str>, BTreeSet<(Timestamp, u64)>>,
 }
 
 /// Whom to wake after a transition.
@@ -246,7 +248,9 @@ impl Index {
             FlowState::Scheduled | FlowState::Running | FlowState::Suspended => self.lanes.insert(info, number),
             FlowState::Stalled => _ = self.stalled.insert(number),
             FlowState::Completed | FlowState::Failed | FlowState::Cancelled => {
-                self.finished.extend(info.finished_at.map(|at| (at, number)));
+                let Some(at) = info.finished_at else { return };
+                self.finished.insert((at, number));
+                self.finished_of.entry(Arc::clone(&info.flow_type)).or_default().insert((at, number));
             }
         }
     }
@@ -256,7 +260,14 @@ impl Index {
             FlowState::Scheduled | FlowState::Running | FlowState::Suspended => self.lanes.remove(info, number),
             FlowState::Stalled => _ = self.stalled.remove(&number),
             FlowState::Completed | FlowState::Failed | FlowState::Cancelled => {
-                info.finished_at.inspect(|at| _ = self.finished.remove(&(*at, number)));
+                let Some(at) = info.finished_at else { return };
+                self.finished.remove(&(at, number));
+                if let Some(flows) = self.finished_of.get_mut(&info.flow_type) {
+                    flows.remove(&(at, number));
+                    if flows.is_empty() {
+                        self.finished_of.remove(&info.flow_type);
+                    }
+                }
             }
         }
     }
@@ -318,7 +329,7 @@ mod tests {
                 commit.next = match number % 4 {
                     0 => Next::Complete { result: Bytes::new() },
                     1 => Next::Fail { error: Bytes::new(), reason: "".into(), again: vec![CallPath::top(1)] },
-                    2 => Next::Suspend(Wake { at: Some(now.saturating_add(Duration::from_secs(1))), channels: vec![] }),
+                    2 => Next::suspend(Wake { at: Some(now.saturating_add(Duration::from_secs(1))), channels: vec![] }),
                     _ => Next::Stall { reason: "".into(), build: "".into() },
                 };
                 state.commit(commit, &ManualClock::starting_at(now), &Limits::default()).unwrap();

@@ -6,11 +6,13 @@ use crate::{Error, ErrorKind, FlowId, PrunePolicy, Result, Timestamp};
 impl State {
     pub(super) fn prune(&mut self, policy: &PrunePolicy, now: Timestamp) -> u64 {
         let is_meant = |&&(_, number): &&(Timestamp, u64)| {
-            let info = &self.flows[&number].info;
-            (policy.states.is_empty() || policy.states.contains(&info.state))
-                && policy.flow_type.as_ref().is_none_or(|flow_type| *flow_type == info.flow_type)
+            policy.states.is_empty() || policy.states.contains(&self.flows[&number].info.state)
         };
-        let finished = &self.index.finished;
+        let finished = match &policy.flow_type {
+            None => Some(&self.index.finished),
+            Some(flow_type) => self.index.finished_of.get(flow_type),
+        };
+        let Some(finished) = finished else { return 0 };
         // The newest of those that do not stay by their number.
         let newest = match policy.keep as usize {
             0 => finished.last(),
@@ -18,7 +20,7 @@ impl State {
         };
         let Some(&newest) = newest else { return 0 };
         let forgotten: Vec<u64> = (finished.range(..=newest))
-            .take_while(|(finished_at, _)| finished_at.saturating_add(policy.older_than) <= now)
+            .take_while(|(finished_at, _)| *finished_at <= now && now.since(*finished_at) >= policy.older_than)
             .filter(is_meant)
             .map(|&(_, number)| number)
             .filter(|number| !self.is_awaited(*number))

@@ -32,6 +32,9 @@ DECLARE
 BEGIN
     SELECT * INTO v_place FROM {s}.places p WHERE p.worker = p_worker;
     IF v_place.worker IS NULL AND p_is_place THEN
+        -- Those that were not heard of for long are forgotten, as `Affinity` says.
+        DELETE FROM {s}.places p WHERE p.worker = ANY (ARRAY(
+            SELECT g.worker FROM {s}.places g WHERE g.heard_us <= p_now - 2592000000000 FOR UPDATE SKIP LOCKED));
         INSERT INTO {s}.places (worker, heard_us, since_us, asks_for) VALUES (p_worker, p_now, p_now, p_asks_for)
         ON CONFLICT DO NOTHING;
     ELSIF p_now >= v_place.heard_us + 1000000 OR p_asks_for IS NOT NULL
@@ -58,22 +61,26 @@ RETURNS bigint[] LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     v_kept bigint[];
 BEGIN
-    -- A worker that was never heard of counts from now on. In the order of their names, and not while others do the same:
+    -- A worker that was never heard of counts from now on; one that flows were kept for was forgotten, for it has long been
+    -- gone. In the order of their names, and not while others do the same:
     -- nobody waits for anybody who waits for these flows.
     IF pg_try_advisory_xact_lock(4572676, hashtext($name${s}.places$name$)) THEN
         INSERT INTO {s}.places (worker, heard_us, since_us)
         SELECT DISTINCT f.worker, p_now, p_now FROM unnest(p_keys) c (key) JOIN {s}.flows f ON f.key = ANY (ARRAY[c.key])
         WHERE f.worker <> p_worker AND {s}.binding(f.key) LIKE 'require %'
             AND NOT EXISTS (SELECT FROM {s}.places p WHERE p.worker = f.worker)
+            AND NOT EXISTS (SELECT FROM {s}.kept k WHERE k.flow = f.key AND k.until_us = f.due_us)
         ORDER BY f.worker
         ON CONFLICT DO NOTHING;
     END IF;
     WITH bound AS MATERIALIZED (
-        SELECT f.key, f.lane, f.worker, f.deadline_us, string_to_array({s}.binding(f.key), ' ') AS words,
+        -- What cleans up has no time limit.
+        SELECT f.key, f.lane, f.worker, CASE WHEN f.cleanup < 2 THEN f.deadline_us END AS deadline_us,
+            string_to_array({s}.binding(f.key), ' ') AS words,
             CASE WHEN k.until_us = f.due_us THEN k.due_us ELSE f.due_us END AS due_us,
             coalesce(CASE WHEN p.asks_for IS NULL OR EXISTS (SELECT FROM {s}.lanes l WHERE l.lane = f.lane
                     AND {s}.asked_for(l.queue, l.flow_type, l.version) = ANY (p.asks_for)) THEN p.heard_us
-                ELSE least(p.since_us, p.heard_us) END, p_now) AS heard_us
+                ELSE least(p.since_us, p.heard_us) END, CASE WHEN k.until_us = f.due_us THEN 0 ELSE p_now END) AS heard_us
         FROM unnest(p_keys) c (key) JOIN {s}.flows f ON f.key = ANY (ARRAY[c.key])
         LEFT JOIN {s}.kept k ON k.flow = ANY (ARRAY[c.key])
         LEFT JOIN {s}.places p ON p.worker = ANY (ARRAY[f.worker])
@@ -396,27 +403,32 @@ RETURNS SETOF text LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
     v_until bigint := {s}.now_us(p_now) - p_age;
-    v_lanes integer[] := ARRAY(SELECT l.lane FROM {s}.lanes l WHERE l.flow_type = p_type);
+    v_lanes integer[] := ARRAY(SELECT l.lane FROM {s}.lanes l WHERE p_type IS NULL OR l.flow_type = p_type);
     -- The newest of those that do not stay by their number.
     v_newest_us bigint := 9223372036854775807;
     v_newest bigint := v_newest_us;
     v_keys bigint[];
 BEGIN
     IF p_keep > 0 THEN
-        SELECT f.finished_us, f.key INTO v_newest_us, v_newest FROM {s}.flows f
-        WHERE f.finished_us IS NOT NULL AND (p_states = '{}' OR f.state = ANY (p_states))
-            AND (p_type IS NULL OR f.lane = ANY (v_lanes))
-        ORDER BY f.finished_us DESC, f.key DESC OFFSET p_keep LIMIT 1;
+        SELECT last.finished_us, last.key INTO v_newest_us, v_newest
+        FROM unnest(v_lanes) l (lane) CROSS JOIN LATERAL (
+            SELECT f.finished_us, f.key FROM {s}.flows f
+            WHERE f.lane = l.lane AND f.finished_us IS NOT NULL AND (p_states = '{}' OR f.state = ANY (p_states))
+            ORDER BY f.finished_us DESC, f.key DESC LIMIT p_keep + 1) last
+        ORDER BY last.finished_us DESC, last.key DESC OFFSET p_keep LIMIT 1;
         IF NOT FOUND THEN
             RETURN;
         END IF;
     END IF;
+    -- The first of all are among the first of each lane.
     v_keys := ARRAY(
-        SELECT f.key FROM {s}.flows f JOIN {s}.facts a ON a.key = ANY (ARRAY[f.key])
-        WHERE f.finished_us <= v_until AND (f.finished_us, f.key) <= (v_newest_us, v_newest)
-            AND (p_states = '{}' OR f.state = ANY (p_states)) AND (p_type IS NULL OR f.lane = ANY (v_lanes))
-            AND (a.detached OR {s}.has_ended(a.parent_id, a.key))
-        ORDER BY f.finished_us, f.key LIMIT p_limit);
+        SELECT first.key FROM unnest(v_lanes) l (lane) CROSS JOIN LATERAL (
+            SELECT f.finished_us, f.key FROM {s}.flows f
+            WHERE f.lane = l.lane AND f.finished_us <= v_until AND (f.finished_us, f.key) <= (v_newest_us, v_newest)
+                AND (p_states = '{}' OR f.state = ANY (p_states))
+                AND (SELECT a.detached OR {s}.has_ended(a.parent_id, a.key) FROM {s}.facts a WHERE a.key = ANY (ARRAY[f.key]))
+            ORDER BY f.finished_us, f.key LIMIT p_limit) first
+        ORDER BY first.finished_us, first.key LIMIT p_limit);
     v_keys := {s}.forgettable(v_keys);
     -- One that was retried before it was locked, and has ended again, ended later or otherwise.
     v_keys := ARRAY(
@@ -837,7 +849,7 @@ CREATE FUNCTION {s}.commit_one(p_now bigint, p_key bigint, p_id text, p_fence bi
     c_labels text[], p_next smallint, p_wake bigint, p_channels text, p_result bytea, p_reason text, p_build text,
     p_again text, p_labels text, p_emitted integer, i_feed text[], i_last boolean[], i_at bigint[], i_path text[],
     i_attempt bigint[], i_payload bytea[], b_seq integer[], b_at bigint[], b_payload bytea[], p_cleanup smallint,
-    OUT answer integer, OUT last bigint, OUT told text, OUT queued boolean)
+    p_heard integer[], OUT answer integer, OUT last bigint, OUT told text, OUT queued boolean)
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     v_now bigint;
@@ -940,8 +952,9 @@ BEGIN
         -- A deadline wakes a flow just as its own instant does.
         v_due := least(p_wake, CASE WHEN v_flow.cleanup < 2 THEN v_flow.deadline_us END);
         IF v_due <= v_now OR EXISTS (
-            SELECT FROM unnest(v_channels) c (name) CROSS JOIN LATERAL (
-                SELECT FROM {s}.messages m WHERE m.flow = p_key AND m.channel = c.name LIMIT 1) m)
+            SELECT FROM unnest(v_channels, p_heard) c (name, heard) CROSS JOIN LATERAL (
+                SELECT FROM {s}.messages m
+                WHERE m.flow = p_key AND m.channel = c.name AND m.seq > coalesce(c.heard, 0) LIMIT 1) m)
         THEN
             answer := 2;
         ELSE

@@ -137,8 +137,13 @@ pub(super) fn size(commit: &Commit) -> usize {
 /// True when the flow's own row tells whether the commit can be applied.
 fn is_simple(ask: &Ask) -> bool {
     let records = &ask.commit.records;
+    let goes_simply = match &ask.commit.next {
+        Next::Continue { .. } | Next::Cancel { .. } => false,
+        Next::Suspend { heard, .. } => heard.is_empty(),
+        _ => true,
+    };
     ask.refusal.is_none()
-        && !matches!(ask.commit.next, Next::Continue { .. } | Next::Cancel { .. })
+        && goes_simply
         && ask.commit.beats.is_empty()
         && ask.commit.items.is_empty()
         && ask.commit.emitted.is_none()
@@ -174,7 +179,7 @@ impl CommitLane {
             let place = usize::try_from(place).unwrap_or(usize::MAX);
             if let (Some(applied), Some(job)) = (applied.get_mut(place), jobs.get(place)) {
                 *applied = Some(match job.ask.commit.next {
-                    Next::Suspend(_) => Committed::Suspended,
+                    Next::Suspend { .. } => Committed::Suspended,
                     _ => Committed::Applied,
                 });
             }
@@ -355,16 +360,28 @@ struct Going<'j> {
     reason: Option<Cow<'j, str>>,
     build: Option<Cow<'j, str>>,
     again: Option<String>,
+    heard: Vec<i32>,
 }
 
 impl<'j> Going<'j> {
     fn new(next: &'j Next) -> Self {
-        let run = Self { code: 0, wake: None, channels: None, result: None, reason: None, build: None, again: None };
+        let run = Self {
+            code: 0,
+            wake: None,
+            channels: None,
+            result: None,
+            reason: None,
+            build: None,
+            again: None,
+            heard: Vec::new(),
+        };
         match next {
             Next::Run => run,
-            Next::Suspend(wake) => {
+            Next::Suspend { wake, heard } => {
                 let channels = (!wake.channels.is_empty()).then(|| lines(&wake.channels));
-                Self { code: 1, wake: wake.at.map(Timestamp::as_micros), channels, ..run }
+                let heard = heard.iter().take(wake.channels.len());
+                let heard = heard.map(|seq| i32::try_from(*seq).unwrap_or(i32::MAX)).collect();
+                Self { code: 1, wake: wake.at.map(Timestamp::as_micros), channels, heard, ..run }
             }
             Next::Complete { result } => Self { code: 4, result: Some(result), ..run },
             Next::Fail { error, reason, again } => {
@@ -430,7 +447,7 @@ impl<'j> Together<'j> {
             // A history has fewer records than an integer can count.
             all.before.push(seq(commit.records.first()).map(|first| first.wrapping_sub(1)));
             all.after.push(seq(commit.records.last()));
-            let Going { code, wake, channels, result, reason, build, again } = Going::new(&commit.next);
+            let Going { code, wake, channels, result, reason, build, again, .. } = Going::new(&commit.next);
             all.next.push(code);
             all.wakes.push(wake);
             all.channels.push(channels);
@@ -581,7 +598,7 @@ impl<'j> Alone<'j> {
         }
     }
 
-    fn values<'v>(&'v self, now: &'v (dyn ToSql + Sync)) -> [&'v (dyn ToSql + Sync); 49] {
+    fn values<'v>(&'v self, now: &'v (dyn ToSql + Sync)) -> [&'v (dyn ToSql + Sync); 50] {
         let (r, c, i, g) = (&self.records, &self.children, &self.items, &self.going);
         [
             now,
@@ -633,6 +650,7 @@ impl<'j> Alone<'j> {
             &self.beats.at,
             &self.beats.payloads,
             &self.cleanup,
+            &g.heard,
         ]
     }
 }

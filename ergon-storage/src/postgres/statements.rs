@@ -196,7 +196,7 @@ statements! {
     CommitConsuming: commit(true);
     CommitOne: "SELECT c.* FROM {s}.commit_one($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, \
         $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, \
-        $39, $40, $41, $42, $43, $44, $45, $46, $47, $48, $49) c";
+        $39, $40, $41, $42, $43, $44, $45, $46, $47, $48, $49, $50) c";
     Lock: "SELECT FROM {s}.flows f WHERE f.key = ANY ($1::bigint[]) ORDER BY f.key FOR NO KEY UPDATE";
     LockAll: "SELECT {s}.lock_all($1)";
 

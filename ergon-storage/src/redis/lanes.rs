@@ -4,7 +4,10 @@
 //! each when the call has returned. It does not linger for more to come: while it waits for the server, the next
 //! lane gathers.
 
-use std::sync::{Arc, Weak};
+use std::{
+    sync::{Arc, Weak},
+    time::Instant,
+};
 
 use redis::{RedisError, Value};
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -162,8 +165,9 @@ async fn call(link: &Link, time: &Time, operations: Vec<Operation>) {
         }
     }
     let parts = std::iter::once(&head).chain(operations.iter().map(|operation| &operation.args));
+    let asked_at = Instant::now();
     match link.call(Entry::Write, parts).await {
-        Ok(value) => answer(time, operations, value),
+        Ok(value) => answer(time, asked_at, operations, value),
         Err(error) => {
             for operation in operations {
                 // Whoever no longer waits does not want to know.
@@ -185,13 +189,13 @@ pub(super) fn head_of(args: &Args, head: &mut Args) {
     head.with(|out| frame(out, args, &Rows::Unknown)).number(0).number(0);
 }
 
-fn answer(time: &Time, operations: Vec<Operation>, value: Value) {
+fn answer(time: &Time, asked_at: Instant, operations: Vec<Operation>, value: Value) {
     let mut answers = match value {
         Value::Array(answers) => answers.into_iter(),
         _ => Vec::new().into_iter(),
     };
     if let (Some(now), Time::Server(clock)) = (answers.next(), time) {
-        clock.learn(&now);
+        clock.learn(&now, asked_at);
     }
     for operation in operations {
         let answer = answers.next().ok_or(Failure::Unreadable);

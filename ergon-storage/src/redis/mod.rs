@@ -26,7 +26,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -146,7 +146,7 @@ impl RedisExecutionLog {
         }
         let time = match options.clock {
             Some(clock) => Time::Given(clock),
-            None => Time::Server(Arc::new(ServerClock::new(server_time(first).await?))),
+            None => Time::Server(Arc::new(server_clock(first).await?)),
         };
         let lanes = Lanes::start(&links, &time);
         Ok(Self {
@@ -210,12 +210,14 @@ fn accepted(answer: Value) -> Result<Value> {
     answer::refusal(&answer).map_or(Ok(answer), |why| Err(from_function(why)))
 }
 
-/// The server's time.
-async fn server_time(link: &Link) -> Result<Timestamp> {
+/// The server's clock, as its first answer tells of it.
+async fn server_clock(link: &Link) -> Result<ServerClock> {
+    let asked_at = Instant::now();
     let mut time = Cmd::new();
     time.arg("TIME");
     let answer = link.send(&time).await.map_err(|error| from_redis(error, link.server()))?;
-    clock::timestamp(&answer).map_or_else(|| error::unreadable("the server's time"), Ok)
+    let time = clock::timestamp(&answer).map_or_else(|| error::unreadable("the server's time"), Ok)?;
+    Ok(ServerClock::new(time, asked_at))
 }
 
 impl fmt::Debug for RedisExecutionLog {
@@ -390,12 +392,12 @@ impl ExecutionLog for RedisExecutionLog {
     }
 
     async fn prune(&self, policy: &PrunePolicy) -> Result<u64> {
-        let (mut forgotten, mut passed, mut awaited) = (0, 0, 0);
+        let (mut forgotten, mut passed, mut awaited) = (0, String::new(), 0);
         loop {
-            let args = operations::prune(policy, passed, forgotten, awaited);
+            let args = operations::prune(policy, &passed, forgotten, awaited);
             let [some, over, is_all, waiting] = answer::tuple(self.trim(&args).await?)?;
             forgotten += answer::number::<u64>(&some)?;
-            passed += answer::number::<u64>(&over)?;
+            passed = answer::text(over)?;
             awaited += answer::number::<u64>(&waiting)?;
             if answer::int(&is_all)? == 1 {
                 return Ok(forgotten);

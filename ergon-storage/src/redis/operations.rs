@@ -230,7 +230,7 @@ pub(super) fn commit(commit: &Commit, now: Timestamp, limits: &Limits) -> (Args,
     let kind: u8 = match (&commit.next, &refused) {
         (_, Some(_)) => 5,
         (Next::Run, None) => 0,
-        (Next::Suspend(_), None) => 1,
+        (Next::Suspend { .. }, None) => 1,
         (Next::Complete { .. }, None) => 2,
         (Next::Fail { .. }, None) => 3,
         (Next::Stall { .. }, None) => 4,
@@ -274,9 +274,12 @@ pub(super) fn commit(commit: &Commit, now: Timestamp, limits: &Limits) -> (Args,
     match &commit.next {
         _ if refused.is_some() => args.text("").text("").text(""),
         Next::Run => &mut args,
-        Next::Suspend(wake) => {
+        Next::Suspend { wake, heard } => {
             let at = wake.at.map_or(i64::MIN, |at| at.as_micros().clamp(-INSTANT_MAX, INSTANT_MAX));
-            args.text(at.to_be_bytes()).channels(&wake.channels).text("")
+            let heard = heard.iter().take(wake.channels.len());
+            args.text(at.to_be_bytes())
+                .channels(&wake.channels)
+                .with(|out| out.extend(heard.flat_map(|seq| seq.to_be_bytes())))
         }
         Next::Complete { result } => args.text(result).text("").text(""),
         Next::Fail { error, reason, again } => {
@@ -767,9 +770,9 @@ pub(super) fn was_reset(answer: Value, reset: &Reset) -> Result<()> {
 
 // ---- upkeep ----------------------------------------------------------------------------------------------------
 
-pub(super) fn prune(policy: &PrunePolicy, passed: u64, forgotten: u64, awaited: u64) -> Args {
+pub(super) fn prune(policy: &PrunePolicy, passed: &str, forgotten: u64, awaited: u64) -> Args {
     let mut args = Args::of("p");
-    args.number(micros(policy.older_than)).number(passed).number(u64::from(policy.limit).saturating_sub(forgotten));
+    args.number(micros(policy.older_than)).text(passed).number(u64::from(policy.limit).saturating_sub(forgotten));
     args.number(u64::from(policy.keep)).number(awaited);
     args.with(|out| out.extend(policy.states.iter().map(|state| b'0' + state.code())));
     match &policy.flow_type {

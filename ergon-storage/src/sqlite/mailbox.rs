@@ -1,6 +1,9 @@
 //! Messages on their way into a flow's mailbox.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    iter,
+};
 
 use rusqlite::params;
 
@@ -152,10 +155,11 @@ fn arrived(tx: &mut Tx<'_, '_>, id: &FlowId, to: &Receiver, channel: &Channel, n
     Ok(())
 }
 
-/// True when a message waits on one of these channels.
-pub(super) fn has_any(tx: &mut Tx<'_, '_>, key: i64, channels: &[Channel]) -> Outcome<bool> {
-    for channel in channels {
-        let range = params![slot(key, 1), slot(key, SEQ_LAST), channel.as_str()];
+/// True when a message waits on one of these channels after the number that was heard there, if any.
+pub(super) fn has_any(tx: &mut Tx<'_, '_>, key: i64, channels: &[Channel], heard: &[u32]) -> Outcome<bool> {
+    let heard = heard.iter().copied().chain(iter::repeat(0));
+    for (channel, heard) in channels.iter().zip(heard).filter(|(_, heard)| *heard < SEQ_LAST) {
+        let range = params![slot(key, heard + 1), slot(key, SEQ_LAST), channel.as_str()];
         if tx.st.has_message.query_row(range, |row| row.get(0))? {
             return Ok(true);
         }

@@ -73,6 +73,9 @@ pub(super) fn hear(tx: &mut Tx<'_, '_>, request: &ClaimRequest, is_place: bool) 
     let asks_for = asks_for.as_deref().or(known);
     if is_later || asks_for != known {
         *tx.places = Some(true);
+        if before.is_none() {
+            forget_who_is_gone(tx, now)?;
+        }
         let is_less = match (known, asks_for) {
             (Some(known), Some(asks_for)) => {
                 let asks_for: HashSet<&str> = asks_for.lines().collect();
@@ -87,6 +90,14 @@ pub(super) fn hear(tx: &mut Tx<'_, '_>, request: &ClaimRequest, is_place: bool) 
         tx.conn.prepare_cached(sql)?.execute(values)?;
     }
     Ok(true)
+}
+
+/// Forgets the workers that were not heard of for long.
+fn forget_who_is_gone(tx: &Tx<'_, '_>, now: Timestamp) -> Outcome<()> {
+    let sql = "DELETE FROM places WHERE heard_us <= ?1 - ?2";
+    let after = i64::try_from(Affinity::FORGOTTEN_AFTER.as_micros()).unwrap_or(i64::MAX);
+    tx.conn.prepare_cached(sql)?.execute([now.as_micros(), after])?;
+    Ok(())
 }
 
 fn place(tx: &Tx<'_, '_>, worker: &str) -> Outcome<Option<Place>> {
@@ -111,9 +122,11 @@ pub(super) fn keep(tx: &mut Tx<'_, '_>, key: i64, info: &FlowInfo, worker: &str,
         tx.conn.prepare_cached(sql)?.query_row([key, filed_at.as_micros()], |row| row.get(0)).optional()?;
     let due_at = due_us.map_or(filed_at, Timestamp::from_micros);
     let place = place(tx, bound_to)?;
-    let heard_at = place.as_ref().map_or(now, |place| place.heard_at(info));
-    let Some(until) = binding.kept_until(due_at, heard_at, info.deadline_at, now) else { return Ok(false) };
-    if place.is_none() && matches!(binding, Affinity::Require { .. }) {
+    // A worker that a flow was kept for, and that is not known, was forgotten: it has long been gone.
+    let unheard_at = if due_us.is_some() { Timestamp::EPOCH } else { now };
+    let heard_at = place.as_ref().map_or(unheard_at, |place| place.heard_at(info));
+    let Some(until) = Affinity::kept_until(info, due_at, heard_at, now) else { return Ok(false) };
+    if place.is_none() && due_us.is_none() && matches!(binding, Affinity::Require { .. }) {
         let sql = "INSERT INTO places (worker, heard_us, since_us) VALUES (?1, ?2, ?2)";
         tx.conn.prepare_cached(sql)?.execute(params![&**bound_to, now.as_micros()])?;
     }

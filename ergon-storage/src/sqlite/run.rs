@@ -356,7 +356,9 @@ fn go_on(tx: &mut Tx<'_, '_>, head: &Head, commit: &Commit, now: Timestamp) -> O
         Next::Run => {
             tx.st.progress.execute(params![head.key, progress.number, 0, records, deliveries])?;
         }
-        Next::Suspend(wake) => return suspend(tx, head, (wake, commit.cleanup), &progress, now),
+        Next::Suspend { wake, heard } => {
+            return suspend(tx, head, (wake, heard, commit.cleanup), &progress, now);
+        }
         Next::Complete { result } => {
             let news = News { outcome: ChildOutcome::Completed, payload: result };
             end(tx, head, FlowState::Completed, None, Some(&news), &progress, now)?;
@@ -389,7 +391,7 @@ fn go_on(tx: &mut Tx<'_, '_>, head: &Head, commit: &Commit, now: Timestamp) -> O
 fn suspend(
     tx: &mut Tx<'_, '_>,
     head: &Head,
-    (wake, cleanup): (&Wake, Cleanup),
+    (wake, known, cleanup): (&Wake, &[u32], Cleanup),
     progress: &Progress,
     now: Timestamp,
 ) -> Outcome<Committed> {
@@ -398,7 +400,7 @@ fn suspend(
     let due_at = wake.at.into_iter().chain(deadline_at).min();
     let Progress { number, records, deliveries, .. } = *progress;
     // Children that were refused in this commit have said so by now.
-    if due_at.is_some_and(|due_at| due_at <= now) || mailbox::has_any(tx, head.key, &wake.channels)? {
+    if due_at.is_some_and(|due_at| due_at <= now) || mailbox::has_any(tx, head.key, &wake.channels, known)? {
         tx.st.progress.execute(params![head.key, number, 2, records, deliveries])?;
         return Ok(Committed::Awake);
     }

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use ergon_storage::{CallKind, CallPath, Channel, ErrorKind, FlowId, InvalidPath, Message, Phase, Record, Snapshot};
+use ergon_storage::{CallKind, CallPath, Channel, ErrorKind, InvalidPath, Message, Phase, Record, Snapshot};
 
 use crate::{StorageError, session::is_channel_of_sessions};
 
@@ -99,8 +99,6 @@ pub(super) struct Pieces {
     pub(super) call: Option<CallPath>,
     /// The messages that calls have taken which are made again, as they were before.
     pub(super) given_back: Vec<Message>,
-    /// The children that were started by what is not kept.
-    pub(super) children: Vec<FlowId>,
     /// The cut lies in what the flow has from another one.
     pub(super) is_inherited: bool,
 }
@@ -149,16 +147,11 @@ impl Pieces {
                 given_back.insert(seq, Message::new(seq, channel, record.at, record.payload.clone()));
             }
         }
-        let begun: HashSet<&CallPath> = kept.iter().map(|record| &record.path).collect();
-        let started = gone.iter().filter(|record| record.kind == CallKind::Child && !begun.contains(&record.path));
-        let children: BTreeSet<FlowId> =
-            started.filter_map(|record| FlowId::new(record.reference.as_deref()?).ok()).collect();
         Ok(Self {
             keep: u32::try_from(kept.len()).unwrap_or(u32::MAX),
             again: again.into_iter().collect(),
             call: gone.iter().find(|record| record.kind != CallKind::Cancel).map(|record| record.path.clone()),
             given_back: given_back.into_values().collect(),
-            children: children.into_iter().collect(),
             is_inherited: gone.iter().any(|record| record.kind == CallKind::Fork),
         })
     }

@@ -1,7 +1,7 @@
 //! A new flow from a part of another one's history, and a flow that is taken back.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fmt,
     future::IntoFuture,
     sync::Arc,
@@ -9,8 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use ergon_storage::{
-    CallKind, CallPath, Channel, Cleanup, ErrorKind, ExecutionLog, Extras, Feed, FlowId, FlowRecord, FlowState,
-    Imported, Item, Phase, Record, Reset, Snapshot, Timestamp, Wake,
+    CallKind, CallPath, Channel, Cleanup, ErrorKind, ExecutionLog, Extras, Feed, Filter, FlowId, FlowInfo, FlowRecord,
+    FlowState, Imported, Item, Phase, Record, Reset, Snapshot, Timestamp, Wake,
 };
 use futures::future::BoxFuture;
 use uuid::Uuid;
@@ -261,12 +261,14 @@ pub(super) async fn reset(log: &dyn ExecutionLog, flow: &FlowId, cut: &Cut) -> R
                 fork that one once more";
             return Err(StorageError::new(ErrorKind::Invalid, message).with_flow(flow));
         }
+        let kept = snapshot.records[..pieces.keep as usize].iter();
+        let kept = kept.filter(|record| record.kind == CallKind::Child).map(|record| &record.path).collect();
+        let children = started_without(log, flow, &kept).await?;
         let mut reset = Reset::new(&snapshot.flow.info);
         reset.keep = pieces.keep;
         reset.again = pieces.again;
         reset.messages = pieces.given_back;
-        reset.children.clone_from(&pieces.children);
-        let children = pieces.children;
+        reset.children.clone_from(&children);
         match log.reset(reset).await {
             // It has gone on.
             Err(error) if error.kind() == ErrorKind::Conflict && tries < TRIES_MAX => {
@@ -280,6 +282,29 @@ pub(super) async fn reset(log: &dyn ExecutionLog, flow: &FlowId, cut: &Cut) -> R
                 }
             }
             done => return done,
+        }
+    }
+}
+
+/// The children that calls have started of which nothing is kept. The history does not tell: a child that went on when the
+/// flow was reset before is not in it unless it was started again since.
+async fn started_without(
+    log: &dyn ExecutionLog,
+    flow: &FlowId,
+    kept: &HashSet<&CallPath>,
+) -> Result<Vec<FlowId>, StorageError> {
+    const PAGE: usize = 500;
+    let filter = Filter::all().with_parent(flow.clone());
+    let (mut children, mut after) = (Vec::new(), None);
+    loop {
+        let page = log.list(&filter, after, PAGE).await?;
+        let is_gone = |info: &FlowInfo| {
+            info.parent.as_ref().is_some_and(|parent| !parent.detached && !kept.contains(&parent.path))
+        };
+        children.extend(page.flows.into_iter().filter(is_gone).map(|info| info.id));
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(children),
         }
     }
 }

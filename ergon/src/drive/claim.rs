@@ -14,14 +14,14 @@ use crate::{
     session,
 };
 
-/// How many messages a claim carries; the rest of the mailbox is read when it is needed.
+/// How many messages a claim carries at most; the rest of the mailbox is read when it is needed.
 pub(crate) const MESSAGES_MAX: usize = 100;
 
 /// Reads what a claim did not carry of the flow's history, and of what its mailbox says about children that the history
 /// does not. May be called again with what an earlier call has read before it failed.
 pub(crate) async fn complete(log: &dyn ExecutionLog, claimed: &mut ClaimedFlow) -> Result<(), ergon_storage::Error> {
     const PAGE: usize = 5_000;
-    let ClaimedFlow { info, history, messages, .. } = claimed;
+    let ClaimedFlow { info, history, messages, more_messages, .. } = claimed;
     while history.len() < info.records as usize {
         let after = history.last().map_or(0, |record| record.seq);
         let page = log.history(&info.id, after, PAGE).await?;
@@ -31,7 +31,7 @@ pub(crate) async fn complete(log: &dyn ExecutionLog, claimed: &mut ClaimedFlow) 
         }
         history.extend(page);
     }
-    if messages.len() >= MESSAGES_MAX && Journal::waits_for_acceptance(history) {
+    if *more_messages && Journal::waits_for_acceptance(history) {
         let of_children = messages.iter().filter(|message| message.channel == Channel::children());
         let seen = of_children.map(|message| message.seq).max().unwrap_or(0);
         messages.extend(heard_of_children(log, &info.id, seen).await?);
@@ -40,8 +40,8 @@ pub(crate) async fn complete(log: &dyn ExecutionLog, claimed: &mut ClaimedFlow) 
 }
 
 /// True when [`complete`] has nothing to read.
-pub(crate) fn is_complete(ClaimedFlow { info, history, messages, .. }: &ClaimedFlow) -> bool {
-    history.len() >= info.records as usize && messages.len() < MESSAGES_MAX
+pub(crate) fn is_complete(ClaimedFlow { info, history, more_messages, .. }: &ClaimedFlow) -> bool {
+    history.len() >= info.records as usize && !more_messages
 }
 
 /// When the time of a claimed flow is up; what it cleans up has none.
@@ -77,4 +77,49 @@ pub(crate) fn load(env: &Arc<Env>, def: &FlowDef, claimed: &mut ClaimedFlow) -> 
         Box::pin(std::future::pending())
     });
     Machine::new(Arc::new(flow), future)
+}
+
+#[cfg(test)]
+mod tests {
+    use ergon_storage::{
+        CallKind, CallPath, ClaimRequest, ClaimTarget, Commit, FlowId, InMemoryExecutionLog, NewFlow, NewMessage,
+        Parent, Phase, Record,
+    };
+
+    use super::*;
+
+    /// A log may carry less than it is asked for, when messages are large: what it has left in the mailbox may be the
+    /// refusal of a child.
+    #[tokio::test]
+    async fn what_the_log_did_not_carry_is_read_however_little_it_carried() {
+        let log = InMemoryExecutionLog::new();
+        let id = |name: &str| FlowId::new(name).unwrap();
+        let flow = |name: &str| NewFlow::new(id(name), "Flow", 1, "{}");
+        log.enqueue(vec![flow("taken"), flow("parent")]).await.unwrap();
+        let mut request = ClaimRequest::new("worker", ClaimTarget::Flow(id("parent")));
+        request.messages_max = 1;
+        let claim = async || log.claim(request.clone()).await.unwrap().flows.remove(0);
+        let first = claim().await;
+        for text in ["one", "two"] {
+            log.send(NewMessage::new(id("parent"), Channel::signal("go"), text)).await.unwrap();
+        }
+        let mut commit = Commit::new(first.lease.clone(), 1);
+        let (path, now) = (CallPath::top(1), Timestamp::EPOCH);
+        commit.records = vec![Record {
+            path: path.clone(),
+            kind: CallKind::Child,
+            phase: Phase::Pending,
+            ..Record::cancel(1, now, "Flow", "")
+        }];
+        commit.children = vec![flow("taken").with_parent(Parent { id: id("parent"), path, detached: false })];
+        log.commit(commit).await.unwrap();
+        log.release(&first.lease).await.unwrap();
+        let mut claimed = claim().await;
+        assert_eq!((claimed.messages.len(), is_complete(&claimed)), (1, false));
+        for _ in 0..2 {
+            complete(&log, &mut claimed).await.unwrap();
+            let channels: Vec<_> = claimed.messages.iter().map(|message| message.channel.clone()).collect();
+            assert_eq!(channels, [Channel::signal("go"), Channel::children()]);
+        }
+    }
 }

@@ -1,8 +1,12 @@
 //! The orders that reach a flow while it is driven.
 
-use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
+use std::{
+    future::poll_fn,
+    sync::atomic::{AtomicI64, AtomicU8, Ordering},
+    task::{Poll, ready},
+};
 
-use ergon_storage::Timestamp;
+use ergon_storage::{Clock, Timestamp};
 use futures::task::AtomicWaker;
 
 /// What a flow that is being driven is told from outside: orders, and how long its lease lasts.
@@ -52,6 +56,29 @@ impl Control {
     pub(crate) fn drop_flow(&self) {
         self.order.fetch_max(Self::DROP, Ordering::AcqRel);
         self.task.wake();
+    }
+
+    /// Waits for another order than the one that is followed, and for the end of the lease, which is the order to drop.
+    pub(super) async fn ordered(&self, clock: &dyn Clock, followed: u8) -> u8 {
+        let mut until = self.until();
+        let mut lapse = clock.sleep_until(until);
+        poll_fn(|cx| {
+            loop {
+                self.task.register(cx.waker());
+                let order = self.order();
+                if order != followed {
+                    return Poll::Ready(order);
+                }
+                ready!(lapse.as_mut().poll(cx));
+                let renewed = self.until();
+                if renewed <= until {
+                    return Poll::Ready(Self::DROP);
+                }
+                until = renewed;
+                lapse = clock.sleep_until(until);
+            }
+        })
+        .await
     }
 
     pub(super) fn order(&self) -> u8 {

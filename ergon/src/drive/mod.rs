@@ -283,11 +283,15 @@ impl Drive {
                         && effects == Effects::Allowed
                         && !self.awake
                         && self.is_long(&wake, now);
-                    if rests && !flow.journal().holds_mail(&wake.channels) {
+                    if rests {
                         (self.mail, due) = (None, None);
-                        // With the heartbeats whose turn has not come.
-                        let batch = batch.unwrap_or_else(|| flow.journal().take_batch());
-                        self.commit(batch, Next::Suspend(wake), None);
+                        let (batch, heard) = {
+                            let mut journal = flow.journal();
+                            // With the heartbeats whose turn has not come.
+                            let batch = batch.unwrap_or_else(|| journal.take_batch());
+                            (batch, journal.heard(&wake.channels))
+                        };
+                        self.commit(batch, Next::Suspend { wake, heard }, None);
                     } else {
                         if let Some(batch) = batch
                             && self.flush(batch).await
@@ -340,15 +344,18 @@ impl Drive {
         }
         let telling = persist(|| session::tell(&*self.log, &self.lease, &lost, worker), &self.lease.flow);
         let clock = self.log.clock();
-        // Without that it must not go on here.
-        let told = match select(pin!(telling), clock.sleep_until(self.control.until())).await {
-            Either::Left((told, _)) => told,
-            Either::Right(_) => return Some(Driven::Lost),
+        let told = match select(pin!(telling), pin!(self.control.ordered(&*clock, self.order))).await {
+            Either::Left((told, _)) => Ok(told),
+            Either::Right((order, _)) => Err(order),
         };
+        // Without that it must not go on here.
         match told {
-            Ok(told) => self.flow.journal().receive(told),
-            Err(error) if error.kind() == ErrorKind::LeaseLost => return Some(self.let_go().await),
-            Err(error) => {
+            Err(Control::DRAIN) => return Some(self.release().await),
+            Err(Control::CANCEL) => return Some(self.let_go().await),
+            Err(_) => return Some(Driven::Lost),
+            Ok(Ok(told)) => self.flow.journal().receive(told),
+            Ok(Err(error)) if error.kind() == ErrorKind::LeaseLost => return Some(self.let_go().await),
+            Ok(Err(error)) => {
                 return Some(self.stall(format!("the flow cannot be told that its session is lost: {error}")).await);
             }
         }
@@ -515,9 +522,9 @@ impl Drive {
         debug_assert!(self.flight.is_none(), "one commit at a time");
         self.commits += 1;
         let Batch { records, beats, consumed, children, starts, items, emitted, cleanup } = batch;
-        let suspends = matches!(next, Next::Suspend(_));
+        let suspends = matches!(next, Next::Suspend { .. });
         let is_stalled = matches!(next, Next::Stall { .. });
-        let labels = self.flow.labels.unwritten().filter(|_| !is_stalled && !self.flow.journal().is_behind());
+        let labels = self.flow.labels.unwritten().filter(|_| !is_stalled && self.flow.journal().has_caught_up());
         let commit = Commit {
             lease: self.lease.clone(),
             number: self.commits,

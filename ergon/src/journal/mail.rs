@@ -40,7 +40,8 @@ impl Journal {
     }
 
     /// True when a message waits on one of these channels that the flow does not take: handed to a wait that is held
-    /// without being polled, say. The log counts it as one that wakes the flow.
+    /// without being polled, say, or the end of a child that the code has not started again since its history was taken
+    /// back.
     pub(crate) fn holds_mail(&self, channels: &[Channel]) -> bool {
         let held = |call: &Call| match &call.state {
             State::Released { message: Some(message), .. } => channels.contains(&message.channel),
@@ -53,6 +54,16 @@ impl Journal {
         channels.iter().any(|channel| self.mail.contains_key(channel))
             || self.calls.iter().any(|(_, call)| held(call))
             || self.reserved.values().any(reserved)
+    }
+
+    /// For each of these channels, the number of the last message on it that is known, if one waits there that the flow
+    /// has no use for now.
+    pub(crate) fn heard(&self, channels: &[Channel]) -> Vec<u32> {
+        if self.holds_mail(channels) {
+            channels.iter().map(|channel| self.mail_seen(channel)).collect()
+        } else {
+            Vec::new()
+        }
     }
 
     /// The number of the last message that arrived on this channel.

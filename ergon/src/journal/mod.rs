@@ -659,6 +659,12 @@ impl Journal {
         self.is_replaying() || !self.root.recorded.is_empty()
     }
 
+    /// True when the code has been given all that is recorded of its calls: what it has set since counts, also where it is
+    /// only now told that it was cancelled.
+    pub(crate) fn has_caught_up(&self) -> bool {
+        self.replay.is_empty() && self.root.recorded.is_empty()
+    }
+
     /// True when the flow's own code has started a child and this history does not tell what became of it: one that
     /// lives on its own, perhaps.
     pub(crate) fn waits_for_acceptance(history: &[Record]) -> bool {

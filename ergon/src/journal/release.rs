@@ -20,10 +20,12 @@ impl Journal {
     /// Releases the next outcome of the history. `None` when the code has been given them all; false when it has not
     /// made the call yet that the next one is for.
     pub(crate) fn release_recorded(&mut self) -> Option<bool> {
-        if self.has_come_to_cancel() {
-            return Some(false);
-        }
-        while let Some(&(_, position)) = self.replay.front() {
+        loop {
+            // What the code has dropped is passed over, and may be all that there was before.
+            if self.has_come_to_cancel() {
+                return Some(false);
+            }
+            let Some(&(_, position)) = self.replay.front() else { break };
             match self.matched.get(&position) {
                 None => return Some(false),
                 Some(None) => {

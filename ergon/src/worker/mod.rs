@@ -159,6 +159,11 @@ impl Worker {
     }
 
     /// How many suspended flows stay in memory, to go on without a replay; 1,000 by default. 0 turns it off.
+    ///
+    /// They take at most this number times what the largest flow holds while it waits: its value, its variables, and the
+    /// part of its history that its code has not been given yet. A flow that goes on, ends or is cancelled on another worker
+    /// keeps its place here until as many others were suspended since, for nobody tells this worker; it goes on from the
+    /// log all the same.
     pub fn parked_max(mut self, parked_max: usize) -> Self {
         self.options.parked_max = parked_max;
         self

@@ -69,7 +69,7 @@ impl Code {
     pub(crate) fn begin() -> Arc<Self> {
         let code = Arc::new(Self::default());
         match turn() {
-            Some(turn) => turn.process.begins(&turn.flow, &code),
+            Some(turn) => turn.process.begins(&turn, &code),
             None => REPLAYED.set(Some(Arc::clone(&code))),
         }
         code

@@ -35,8 +35,9 @@ pub(crate) struct Process {
 
 #[derive(Default)]
 struct Inner {
-    /// The code of each flow that began last here.
-    codes: BTreeMap<FlowId, Arc<Code>>,
+    /// The code of each flow that began here under its latest lease, with when the flow was created and that lease's
+    /// epoch: what was claimed before a process stopped may begin after what it has claimed since.
+    codes: BTreeMap<FlowId, (Timestamp, u64, Arc<Code>)>,
     /// How much the code had seen when a commit was first tried: by the log's number of the flow, epoch and number.
     tried: BTreeMap<(u64, u64, u32), usize>,
     /// How many turns each flow has here at this moment.
@@ -137,14 +138,18 @@ impl Process {
         }
     }
 
-    pub(crate) fn begins(&self, flow: &FlowId, code: &Arc<Code>) {
-        lock(&self.inner).codes.insert(flow.clone(), Arc::clone(code));
+    pub(crate) fn begins(&self, turn: &Turn, code: &Arc<Code>) {
+        let codes = &mut lock(&self.inner).codes;
+        let known = codes.get(&turn.flow);
+        if known.is_none_or(|(created_at, epoch, _)| (*created_at, *epoch) <= (turn.created_at, turn.epoch)) {
+            codes.insert(turn.flow.clone(), (turn.created_at, turn.epoch, Arc::clone(code)));
+        }
     }
 
     /// What the code of a flow had seen when this commit was first tried.
     pub(crate) fn seen_at(&self, Lease { flow, epoch, key }: &Lease, number: u32) -> Option<Vec<code::Item>> {
         let mut inner = lock(&self.inner);
-        let code = Arc::clone(inner.codes.get(flow)?);
+        let code = Arc::clone(&inner.codes.get(flow)?.2);
         let length = *inner.tried.entry((*key, *epoch, number)).or_insert_with(|| code.seen_len());
         let mut seen = code.seen();
         seen.truncate(length);
@@ -153,7 +158,7 @@ impl Process {
 
     /// What the code of a flow saw so far.
     pub(crate) fn seen(&self, flow: &FlowId) -> Vec<code::Item> {
-        lock(&self.inner).codes.get(flow).map(|code| code.seen()).unwrap_or_default()
+        lock(&self.inner).codes.get(flow).map(|(_, _, code)| code.seen()).unwrap_or_default()
     }
 }
 

@@ -65,12 +65,14 @@ local function numbers_on(r, channel, after, limit)
     return left
 end
 
-local function has_any(r, list)
-    local from = 1
+local function has_any(r, list, heard)
+    local from, place = 1, 1
     while r.box > 0 and from <= #list do
         local channel
         channel, from = unpack_struct('>I4c0', list, from)
-        if #numbers_on(r, channel, 0, 1) > 0 then
+        local after = place <= #heard and unpack_struct('>I4', heard, place) or 0
+        place = place + 4
+        if #numbers_on(r, channel, after, 1) > 0 then
             return true
         end
     end

@@ -118,8 +118,8 @@ end
 local bindings = {}
 do
     -- How long a worker must not have been heard of for a flow that never moves to count as abandoned; how exactly it is
-    -- known when one was heard of.
-    local ABANDONED_AFTER, HEARD_STEP = 60000000, 1000000
+    -- known when one was heard of; after what time without a word workers are forgotten, and how many at once.
+    local ABANDONED_AFTER, HEARD_STEP, FORGOTTEN_AFTER, FORGOTTEN_MAX = 60000000, 1000000, 2592000000000, 1000
 
     -- What binds a flow: 'prefer' or 'require', and for how many microseconds or 'never'; nil when nothing does.
     local function binding(r)
@@ -137,6 +137,13 @@ do
     -- Takes note that a worker was heard of, if it is a place or was heard of before; answers whether it was.
     bindings.hear = function(worker, is_place)
         local before = call('ZSCORE', prefix .. 'places', worker)
+        if not before and is_place then
+            local gone = call(
+                'ZRANGEBYSCORE', prefix .. 'places', '-inf', text(now - FORGOTTEN_AFTER), 'LIMIT', 0, FORGOTTEN_MAX
+            )
+            call_many('ZREM', prefix .. 'places', gone, 1)
+            call_many('HDEL', prefix .. 'asks', gone, 1)
+        end
         if before and now >= before + HEARD_STEP or not before and is_place then
             call('ZADD', prefix .. 'places', text(now), worker)
         end
@@ -219,14 +226,16 @@ do
         if not kind or r.worker == '' or r.worker == worker then
             return false
         end
-        local due, kept = r.due, call('HGET', prefix .. 'kept', r.m)
+        local due, kept, is_kept = r.due, call('HGET', prefix .. 'kept', r.m), false
         if kept then
             -- Since when it is due, what it is filed under, the worker.
             local since, filed = unpack_struct('>i8i8', kept)
-            due = filed == r.due and since or due
+            is_kept = filed == r.due
+            due = is_kept and since or due
         end
         local known = heard_at(r.worker, r)
-        local heard, till = known or now, nil
+        -- A worker that a flow was kept for, and that is not known, was forgotten: it has long been gone.
+        local heard, till = known or is_kept and 0 or now, nil
         if kind == 'prefer' then
             till = after(due, to_number(time))
         elseif time ~= 'never' then
@@ -236,13 +245,14 @@ do
         else
             till = TIME_MAX
         end
-        if r.deadline ~= NEVER then
+        -- What cleans up has no time limit.
+        if r.deadline ~= NEVER and r.cleanup ~= CLEANUP_UNDERWAY then
             till = least(till, r.deadline)
         end
         if till <= now then
             return false
         end
-        if kind == 'require' and not known then
+        if kind == 'require' and not known and not is_kept then
             bindings.hear(r.worker, true)
         end
         forget(r.m)

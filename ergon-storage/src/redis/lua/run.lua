@@ -325,7 +325,7 @@ do
             local wake_at = unpack_struct('>i8', first_text)
             -- A deadline wakes a flow just as its own instant does.
             local due = r.cleanup == CLEANUP_UNDERWAY and wake_at or earlier(wake_at, r.deadline)
-            if (due ~= NEVER and due <= now) or has_any(r, second_text) then
+            if (due ~= NEVER and due <= now) or has_any(r, second_text, third_text) then
                 answer = AWAKE
             else
                 set(r, SUSPENDED, due)

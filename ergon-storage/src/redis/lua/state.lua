@@ -6,13 +6,13 @@
 --   ids        zset   every flow's id, scored by its number: the order of acceptance
 --   lanes      hash   queue, type and version: the lane's number and the priorities it has seen
 --   counts     hash   lane:state: how many flows
---   fin        zset   flows that have ended, by when
 --   places     zset   workers that flows are or were bound to, by when they were heard of
 --   asks       hash   what such a worker asks for: since when no more than now, the names of the lanes
 --   kept       hash   flows that are due and kept for their workers: since when, what they are filed under, the worker
 --   b:WORKER   zset   flows that are kept for a worker, by since when they are due
 --   q:L:P      zset   scheduled flows of lane L and priority P, by when they are due
 --   w:L:P      zset   running and suspended ones that become due by themselves
+--   fin:L      zset   flows of lane L that have ended, by when
 --   s:L        hash   flows of lane L that a build has stalled: which build
 --   c:ID       zset   flows that name flow ID as their parent
 --   a:N=V      zset   flows with the label N and the value V, by their numbers
@@ -444,7 +444,7 @@ local function add_to_index(r)
             stalled_of(r.lane)[r.m] = r.build
         end
     else
-        zset('fin')[r.m] = text(r.finished)
+        zset('fin:' .. r.lane)[r.m] = text(r.finished)
     end
 end
 
@@ -460,7 +460,7 @@ local function take_from_index(r)
             stalled_of(r.lane)[r.m] = false
         end
     else
-        zset('fin')[r.m] = false
+        zset('fin:' .. r.lane)[r.m] = false
     end
 end
 

@@ -79,6 +79,8 @@ struct Shadow {
     /// The log's number for the flow, once it was claimed: another flow may have had the id before.
     key: Option<u64>,
     mailbox: BTreeMap<u32, Message>,
+    /// The number of the last message that it knew of each channel when it went to sleep.
+    known: BTreeMap<Channel, u32>,
     last_message: u32,
     keys: BTreeSet<String>,
     /// What the code of this run saw of what is durable.
@@ -164,7 +166,7 @@ impl Laws {
             (Write::Heartbeat(leases, _), _) => Touched::These(leases.iter().map(|lease| lease.flow.clone()).collect()),
             (Write::Release(lease), _) => Touched::These(vec![lease.flow.clone()]),
             (Write::Commit(commit, _), _)
-                if commit.children.is_empty() && matches!(commit.next, Next::Run | Next::Suspend(_)) =>
+                if commit.children.is_empty() && matches!(commit.next, Next::Run | Next::Suspend { .. }) =>
             {
                 Touched::These(vec![commit.lease.flow.clone()])
             }
@@ -473,7 +475,13 @@ impl Laws {
                 law!(info.due_at.is_some(), "{id} is {}, and nothing will wake it", info.state);
             }
             FlowState::Suspended => {
-                let missed = flow.mailbox.values().find(|message| info.wake.channels.contains(&message.channel));
+                if let Some((Commit { next: Next::Suspend { wake, heard }, .. }, _)) = commit {
+                    flow.known = wake.channels.iter().cloned().zip(heard.iter().copied()).collect();
+                }
+                let known =
+                    |message: &Message| flow.known.get(&message.channel).is_some_and(|heard| message.seq <= *heard);
+                let missed = |message: &Message| info.wake.channels.contains(&message.channel) && !known(message);
+                let missed = flow.mailbox.values().find(|message| missed(message));
                 law!(missed.is_none(), "{id} waits for what has come: {missed:?}");
                 let wakes = info.due_at.is_some() || !info.wake.channels.is_empty();
                 law!(wakes, "{id} is suspended, and nothing will wake it");
@@ -727,6 +735,7 @@ impl Shadow {
             last_commit: None,
             key: None,
             mailbox: BTreeMap::new(),
+            known: BTreeMap::new(),
             last_message: 0,
             keys: BTreeSet::new(),
             seen: Vec::new(),
