@@ -306,6 +306,25 @@ pub async fn affinity_of_a_session_goes_first(harness: &impl Harness) {
     assert_eq!(names(&ask(&log, "second", 9).await), ["a"]);
 }
 
+/// A session may begin where the lease has ended: the flow, which was kept for its worker until now by its patience, is kept
+/// by the session from then on.
+pub async fn affinity_of_a_session_holds_for_what_was_kept_before(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    log.add([prefers("a")]).await;
+    let lease = ask(&log, "first", 1).await.flows.remove(0).lease;
+    log.advance(Duration::from_secs(30)).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), [""; 0], "it is kept for its patience");
+    let mut labels = prefers("a").labels;
+    labels.set(Affinity::SESSION_LABEL, format!("require {}", TAKEOVER.as_micros()));
+    log.commit(Commit { labels: Some(labels), ..Commit::new(lease, 1) }).await.unwrap();
+    for late in [PATIENCE, TAKEOVER.checked_sub(PATIENCE + MICRO).unwrap()] {
+        log.advance(late).await;
+        assert_eq!(names(&ask(&log, "second", 9).await), [""; 0], "{late:?} later");
+    }
+    log.advance(MICRO).await;
+    assert_eq!(names(&ask(&log, "second", 9).await), ["a"]);
+}
+
 /// A flow whose time is up waits for nobody.
 pub async fn affinity_ends_with_the_time_limit(harness: &impl Harness) {
     let log = Scene::new(harness).await;

@@ -451,6 +451,7 @@ macro_rules! conformance_tests {
                 affinity_goes_by_type_and_queue_too
                 affinity_holds_for_a_claim_of_one_flow
                 affinity_of_a_session_goes_first
+                affinity_of_a_session_holds_for_what_was_kept_before
                 affinity_ends_with_the_time_limit
                 affinity_holds_for_what_is_cleaned_up_after_the_time_limit
                 affinity_leaves_kept_flows_to_everyone_else

@@ -92,9 +92,8 @@ impl State {
         let bound_to = info.worker.as_ref().filter(|bound_to| ***bound_to != *worker)?;
         let filed_at = info.due_at?;
         let kept_since = self.places.kept_since(number, filed_at);
-        // A worker that a flow was kept for, and that is not known, was forgotten: it has long been gone.
-        let unheard_at = if kept_since.is_some() { Timestamp::EPOCH } else { now };
-        let heard_at = self.places.heard_at(bound_to, info).unwrap_or(unheard_at);
+        // A worker that is not known counts from now on. If the flow was kept for it, it has not asked since that was due.
+        let heard_at = self.places.heard_at(bound_to, info).unwrap_or(kept_since.unwrap_or(now));
         let due_at = kept_since.unwrap_or(filed_at);
         Affinity::kept_until(info, due_at, heard_at, now)
     }

@@ -61,9 +61,8 @@ RETURNS bigint[] LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     v_kept bigint[];
 BEGIN
-    -- A worker that was never heard of counts from now on; one that flows were kept for was forgotten, for it has long been
-    -- gone. In the order of their names, and not while others do the same:
-    -- nobody waits for anybody who waits for these flows.
+    -- A worker that is not known counts from now on. If a flow was kept for it, it has not asked since that was due. In the
+    -- order of their names, and not while others do the same: nobody waits for anybody who waits for these flows.
     IF pg_try_advisory_xact_lock(4572676, hashtext($name${s}.places$name$)) THEN
         INSERT INTO {s}.places (worker, heard_us, since_us)
         SELECT DISTINCT f.worker, p_now, p_now FROM unnest(p_keys) c (key) JOIN {s}.flows f ON f.key = ANY (ARRAY[c.key])
@@ -80,7 +79,7 @@ BEGIN
             CASE WHEN k.until_us = f.due_us THEN k.due_us ELSE f.due_us END AS due_us,
             coalesce(CASE WHEN p.asks_for IS NULL OR EXISTS (SELECT FROM {s}.lanes l WHERE l.lane = f.lane
                     AND {s}.asked_for(l.queue, l.flow_type, l.version) = ANY (p.asks_for)) THEN p.heard_us
-                ELSE least(p.since_us, p.heard_us) END, CASE WHEN k.until_us = f.due_us THEN 0 ELSE p_now END) AS heard_us
+                ELSE least(p.since_us, p.heard_us) END, CASE WHEN k.until_us = f.due_us THEN k.due_us ELSE p_now END) AS heard_us
         FROM unnest(p_keys) c (key) JOIN {s}.flows f ON f.key = ANY (ARRAY[c.key])
         LEFT JOIN {s}.kept k ON k.flow = ANY (ARRAY[c.key])
         LEFT JOIN {s}.places p ON p.worker = ANY (ARRAY[f.worker])

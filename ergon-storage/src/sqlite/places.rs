@@ -122,8 +122,8 @@ pub(super) fn keep(tx: &mut Tx<'_, '_>, key: i64, info: &FlowInfo, worker: &str,
         tx.conn.prepare_cached(sql)?.query_row([key, filed_at.as_micros()], |row| row.get(0)).optional()?;
     let due_at = due_us.map_or(filed_at, Timestamp::from_micros);
     let place = place(tx, bound_to)?;
-    // A worker that a flow was kept for, and that is not known, was forgotten: it has long been gone.
-    let unheard_at = if due_us.is_some() { Timestamp::EPOCH } else { now };
+    // A worker that is not known counts from now on. If the flow was kept for it, it has not asked since that was due.
+    let unheard_at = due_us.map_or(now, Timestamp::from_micros);
     let heard_at = place.as_ref().map_or(unheard_at, |place| place.heard_at(info));
     let Some(until) = Affinity::kept_until(info, due_at, heard_at, now) else { return Ok(false) };
     if place.is_none() && due_us.is_none() && matches!(binding, Affinity::Require { .. }) {

@@ -234,8 +234,8 @@ do
             due = is_kept and since or due
         end
         local known = heard_at(r.worker, r)
-        -- A worker that a flow was kept for, and that is not known, was forgotten: it has long been gone.
-        local heard, till = known or is_kept and 0 or now, nil
+        -- A worker that is not known counts from now on. If the flow was kept for it, it has not asked since that was due.
+        local heard, till = known or is_kept and due or now, nil
         if kind == 'prefer' then
             till = after(due, to_number(time))
         elseif time ~= 'never' then
