@@ -13,7 +13,7 @@ use futures::StreamExt;
 
 const NOTES: Mailbox<String> = Mailbox::new("notes");
 
-/// Takes a second at most, whatever it waits for.
+/// Takes a second at most, whatever it waits for, unless it is scheduled with another limit.
 #[flow(timeout = "1s")]
 async fn deliver(what: String) -> ergon::Result<String> {
     set_status("looking for a courier")?;
@@ -77,7 +77,7 @@ async fn main() -> ergon::Result<()> {
     let (result, ()) = tokio::join!(cake.result(), follow("cake", &cake));
     println!("cake: delivered {}\n", result?);
 
-    let piano = scheduler.schedule(deliver("a piano".into())).id("piano").await?;
+    let piano = scheduler.schedule(deliver("a piano".into())).id("piano").timeout(Duration::from_millis(900)).await?;
     let (result, ()) = tokio::join!(piano.result(), follow("piano", &piano));
     if let Err(error) = result {
         println!("piano: {error}\n");

@@ -70,7 +70,9 @@ use crate::{
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn child<F: Flow>(flow: F) -> Child<F> {
-    Child { flow, id: None, queue: None, priority: 0, start: Start::Now, labels: Labels::new() }.affinity(F::AFFINITY)
+    let timeout = <F as Flow>::TIMEOUT;
+    Child { flow, id: None, queue: None, priority: 0, start: Start::Now, timeout, labels: Labels::new() }
+        .affinity(F::AFFINITY)
 }
 
 /// A flow to be started by [`child`].
@@ -82,6 +84,7 @@ pub struct Child<F> {
     queue: Option<Arc<str>>,
     priority: i16,
     start: Start,
+    timeout: Option<Duration>,
     labels: Labels,
 }
 
@@ -118,6 +121,13 @@ impl<F: Flow> Child<F> {
     /// to where its parent runs. One that is out of range fails the parent.
     pub fn affinity(mut self, affinity: Affinity) -> Self {
         put_affinity(&mut self.labels, affinity);
+        self
+    }
+
+    /// Its time limit, counted from its start, waits included; otherwise as its type says, `#[flow(timeout = …)]`. `None`
+    /// for no limit. One that passes fails the child, and this flow hears of it as of any other failure.
+    pub fn timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.timeout = limit.into();
         self
     }
 
@@ -244,7 +254,7 @@ impl<F: Flow> Child<F> {
             .with_queue(self.queue.unwrap_or_else(|| Arc::clone(&flow.queue)))
             .with_priority(self.priority)
             .with_start(self.start)
-            .with_timeout(<F as Flow>::TIMEOUT)
+            .with_timeout(self.timeout)
             .with_labels(labels)
             .with_parent(parent);
         let limits = flow.env.limits();

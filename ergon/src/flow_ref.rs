@@ -13,8 +13,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Which flow is meant, and what type it has: what one flow tells another about a third.
 ///
 /// It is recorded as the bare id, so it can be part of a flow's value, of a step's arguments and outcome, and of a
-/// message. Where there is a log, [`Scheduler::handle`](crate::Scheduler::handle) makes a
-/// [`FlowHandle`](crate::FlowHandle) of it. A flow gets it from [`ChildHandle::flow`](crate::ChildHandle::flow), and
+/// message. Flows and steps [send](crate::send) to it. Where there is a log, [`Scheduler::handle`](crate::Scheduler::handle)
+/// makes a [`FlowHandle`](crate::FlowHandle) of it, for its result and its end. Only its parent waits for it inside a flow;
+/// another that must hear of its end is told by it, through a [mailbox](crate::Mailbox). A flow gets it from [`ChildHandle::flow`](crate::ChildHandle::flow), and
 /// gives its own as `FlowRef::new(flow_id())`. It need not exist; using it tells.
 ///
 /// # Examples

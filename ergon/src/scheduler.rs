@@ -247,6 +247,35 @@ impl<F: Flow> Scheduling<'_, F> {
         self
     }
 
+    /// Its time limit, counted from its start, waits included; otherwise as its type says, `#[flow(timeout = …)]`. `None`
+    /// for no limit.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use ergon::{prelude::*, sleep};
+    ///
+    /// #[flow(timeout = "30days")]
+    /// async fn reminder() -> ergon::Result<()> {
+    ///     sleep(Duration::from_secs(24 * 3_600)).await;
+    ///     Ok(())
+    /// }
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    /// let log = InMemoryExecutionLog::new();
+    /// let worker = Worker::new(log.clone()).register::<reminder>().start().await?;
+    /// let urgent = Scheduler::new(log).schedule(reminder()).timeout(Duration::from_millis(5)).await?;
+    /// assert!(urgent.result().await.unwrap_err().to_string().contains("time limit"));
+    /// # worker.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.entry = self.entry.timeout(limit);
+        self
+    }
+
     /// Starts it that much later, by the log's clock.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.entry = self.entry.delay(delay);
@@ -307,13 +336,15 @@ pub struct Entry<F> {
     queue: Option<Arc<str>>,
     priority: i16,
     start: Start,
+    timeout: Option<Duration>,
     labels: Labels,
 }
 
 impl<F: Flow> Entry<F> {
     /// A flow with a new id, in the default queue, that starts now.
     pub fn new(flow: F) -> Self {
-        Self { flow, id: None, queue: None, priority: 0, start: Start::Now, labels: Labels::new() }
+        let timeout = <F as Flow>::TIMEOUT;
+        Self { flow, id: None, queue: None, priority: 0, start: Start::Now, timeout, labels: Labels::new() }
             .affinity(F::AFFINITY)
     }
 
@@ -344,6 +375,12 @@ impl<F: Flow> Entry<F> {
     /// See [`Scheduling::affinity`].
     pub fn affinity(mut self, affinity: Affinity) -> Self {
         put_affinity(&mut self.labels, affinity);
+        self
+    }
+
+    /// See [`Scheduling::timeout`].
+    pub fn timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.timeout = limit.into();
         self
     }
 
@@ -381,7 +418,7 @@ impl<F: Flow> Entry<F> {
         let mut new = NewFlow::new(id, name, <F as Flow>::VERSION, input)
             .with_priority(self.priority)
             .with_start(self.start)
-            .with_timeout(<F as Flow>::TIMEOUT)
+            .with_timeout(self.timeout)
             .with_labels(labels);
         if let Some(queue) = self.queue {
             new = new.with_queue(queue);

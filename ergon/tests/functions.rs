@@ -1,7 +1,7 @@
 //! Flows that are functions: run, replayed, and crashed at every write.
 
 use ergon::{
-    FlowError, FlowRef, FlowState,
+    Entry, FlowError, FlowRef, FlowState,
     prelude::*,
     storage::{Filter, NewFlow},
     testing::{Setup, TestRuntime, crash_everywhere},
@@ -38,9 +38,17 @@ async fn look(at: FlowRef<double>) -> ergon::Result<String> {
 }
 
 #[flow(timeout = "1h")]
-async fn late() -> Result<(), String> {
+async fn late() -> ergon::Result<()> {
     sleep(DAY).await;
     Ok(())
+}
+
+/// Two children of a type with a time limit: one has another, one has none.
+#[flow]
+async fn limits() -> ergon::Result<(bool, bool)> {
+    let (short, none) = (child(late()).timeout(Duration::from_secs(60)).start(), child(late()).timeout(None).start());
+    let (short, none) = ergon::join!(short, none);
+    Ok((short.is_ok(), none.is_ok()))
 }
 
 #[step]
@@ -54,7 +62,7 @@ async fn tell(flows: Vec<FlowRef<double>>) -> ergon::Result<String> {
 }
 
 fn setup() -> Setup {
-    Setup::new().register::<total>().register::<double>().register::<look>().register::<late>()
+    Setup::new().register::<total>().register::<double>().register::<look>().register::<late>().register::<limits>()
 }
 
 async fn totalled(runtime: &TestRuntime) -> String {
@@ -79,6 +87,25 @@ async fn options_of_a_function_hold() {
     assert_eq!(runtime.result(&doubled).await.unwrap(), 8);
     let late = runtime.run(late()).await;
     assert!(matches!(&late, Err(FlowError::Fault(error)) if error.to_string().contains("time limit")), "{late:?}");
+}
+
+/// A limit that a flow was started with goes before that of its type, also after a crash.
+#[tokio::test]
+async fn a_time_limit_can_be_chosen_for_one_flow() {
+    let report = crash_everywhere(setup, async |runtime: &TestRuntime| {
+        let scheduler = runtime.scheduler();
+        let began = runtime.now();
+        let unlimited = scheduler.schedule(late()).id("unlimited").timeout(None).await.unwrap();
+        let entry = Entry::new(double(1)).id("hurried").timeout(DAY / 2);
+        let hurried = scheduler.schedule_all([entry]).await.unwrap().remove(0);
+        let hurried = runtime.result(&hurried).await.map_err(|error| error.to_string());
+        assert!(runtime.now().since(began) < DAY);
+        (hurried, runtime.result(&unlimited).await.is_ok(), runtime.run(limits()).await.unwrap())
+    });
+    let report = report.await;
+    let (hurried, unlimited, children) = &report.result;
+    assert!(hurried.as_ref().unwrap_err().contains("time limit"), "{hurried:?}");
+    assert_eq!((unlimited, children), (&true, &(false, true)));
 }
 
 /// The arguments are recorded by name: an older, shorter list is read if what is missing has a default.

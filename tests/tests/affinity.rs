@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ergon::{
     Admin, Affinity, Filter, FlowHandle, SessionLost, Takeover, WorkerHandle,
-    admin::{Cut, Problem},
+    admin::{Cut, Problem, Wait},
     prelude::*,
     session, session_with, set_affinity,
     storage::{ExecutionLog, FlowState, ManualClock},
@@ -365,6 +365,10 @@ async fn what_never_moves_is_told_of(at: Place) {
     flow.signal("go", &()).await.unwrap();
     let admin = Admin::new(log.clone());
     assert!(admin.attention(&Filter::all(), None, 10).await.unwrap().is_empty());
+    let described = admin.describe(flow.id()).await.unwrap();
+    let is_for_ann = |wait: &Wait| matches!(wait, Wait::Worker { bound_to: Some(worker), .. } if &**worker == "ann");
+    assert!(described.waits.iter().any(is_for_ann), "{described}");
+    assert!(described.to_string().contains("for worker \"ann\", where it ran"), "{described}");
     pass(&clock, &[&log], Affinity::ABANDONED_AFTER * 3).await;
     let attention = admin.attention(&Filter::all(), None, 10).await.unwrap();
     assert_eq!(attention.flows.len(), 1);

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use ergon_storage::{
-    CallKind, CallPath, Channel, ErrorKind, ExecutionLog, Filter, FlowId, FlowInfo, FlowState, Message, Phase, Record,
-    Timestamp,
+    Affinity, CallKind, CallPath, Channel, ErrorKind, ExecutionLog, Filter, FlowId, FlowInfo, FlowState, Message,
+    Phase, Record, Timestamp,
 };
 
 use super::attention::Problem;
@@ -61,6 +61,8 @@ pub enum Wait {
         queue: Arc<str>,
         /// When it may be claimed, or since when it might have been.
         from: Timestamp,
+        /// The worker that may claim it before, for the flow is [bound](crate::Affinity) to where it ran.
+        bound_to: Option<Arc<str>>,
     },
     /// For a worker that has it: to get on with it, or to lose its lease at this instant.
     Lease {
@@ -176,6 +178,7 @@ fn waits(history: &History) -> Vec<Wait> {
             version: info.version,
             queue: Arc::clone(&info.queue),
             from,
+            bound_to: info.worker.clone().filter(|_| Affinity::binding(&info.labels) != Affinity::Anyone),
         }),
         (FlowState::Running, Some(until)) => {
             waits.push(Wait::Lease { worker: info.worker.clone().unwrap_or_default(), until });
@@ -237,11 +240,19 @@ fn wait(info: &FlowInfo, record: &Record) -> Option<Wait> {
 impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Worker { flow_type, version, queue, from } => write!(
-                f,
-                "for a worker that registers {flow_type:?} version {version} and claims from the queue {queue:?}, from \
-                 {from} on"
-            ),
+            Self::Worker { bound_to: Some(worker), from: Timestamp::MAX, .. } => {
+                write!(f, "for worker {worker:?}, where it ran and alone may go on")
+            }
+            Self::Worker { flow_type, version, queue, from, bound_to } => {
+                if let Some(worker) = bound_to {
+                    write!(f, "for worker {worker:?}, where it ran, or ")?;
+                }
+                write!(
+                    f,
+                    "for a worker that registers {flow_type:?} version {version} and claims from the queue {queue:?}, \
+                     from {from} on"
+                )
+            }
             Self::Lease { worker, until } => {
                 write!(f, "for worker {worker:?}, which runs it; its lease ends at {until} unless it renews it")
             }
