@@ -7,9 +7,6 @@ use crate::{
 
 pub(crate) fn run(args: &[String]) -> Result {
     machine::need_c_compiler()?;
-    // The other backends are measured all the same.
-    if let Err(error) = machine::need_servers() {
-        eprintln!("{error}");
-    }
+    machine::want_servers();
     shell::run(cargo(["run", "--profile", "bench", "--package", "ergon-benches", "--"]).args(args))
 }

@@ -28,6 +28,13 @@ pub(crate) fn need_c_compiler() -> Result {
     )))
 }
 
+/// The servers, for a command that goes on without those that are not to be had.
+pub(crate) fn want_servers() {
+    if let Err(error) = need_servers() {
+        eprintln!("{error}");
+    }
+}
+
 /// The servers that tests start for themselves.
 pub(crate) fn need_servers() -> Result {
     let missing = || -> Vec<&str> {

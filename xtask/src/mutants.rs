@@ -3,7 +3,16 @@
 //! All of them are written into one copy of the sources, in `target/mutants`, each behind a switch that a variable of
 //! the environment turns on, so that one build serves them all.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{
+    collections::HashSet,
+    fmt::Write as _,
+    fs,
+    io::Read as _,
+    path::Path,
+    process::Stdio,
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::{
     shell::{self, Error, Result, cargo, output, root, target},
@@ -14,6 +23,9 @@ use crate::{
 const SWITCH: &str = "ERGON_MUTANT";
 /// How many seeds a bug may take to be found.
 const SEEDS: &str = "20000";
+
+/// How long a bug may take to be found, at least.
+const SHORTEST_LIMIT: Duration = Duration::from_secs(60);
 
 /// A bug.
 struct Mutant {
@@ -116,13 +128,6 @@ const MUTANTS: &[Mutant] = &[
         before: "let due_at = ",
         right: "if flow.is_running() { flow.info.due_at } else { Some(now) }",
         wrong: "Some(now)",
-    },
-    Mutant {
-        name: "a flow that is cleaning up is cancelled once more",
-        file: OUTSIDE,
-        before: "",
-        right: "flow.info.state.is_final() || flow.info.is_cleaning_up() && !at_once",
-        wrong: "flow.info.state.is_final()",
     },
     Mutant {
         name: "the log is not told that there is something to clean up",
@@ -379,24 +384,17 @@ pub(crate) fn run(args: &[String]) -> Result {
     let mut build = cargo(["build"]);
     shell::run(build.args(sim::BUILT).current_dir(&copy).env("CARGO_TARGET_DIR", &folder))?;
     let program = folder.join("sim").join("ergon-sim");
-    let simulate = |mutant: &str| {
-        let mut simulate = std::process::Command::new(&program);
-        simulate.args(["--seeds", SEEDS]).env(SWITCH, mutant);
-        simulate.output().map_err(|error| Error::new(format!("the simulation could not be started: {error}")))
-    };
-    let sound = simulate("")?;
-    if !sound.status.success() {
-        return Err(Error::new(format!(
-            "the simulation fails without any bug planted:\n{}",
-            String::from_utf8_lossy(&sound.stderr)
-        )));
+    let began = Instant::now();
+    let sound = simulate(&program, "", Duration::MAX)?;
+    if !matches!(sound, Outcome::Passes) {
+        return Err(Error::new(format!("the simulation fails without any bug planted: {sound:?}")));
     }
+    // With a bug it may be that time stands still.
+    let limit = SHORTEST_LIMIT.max(began.elapsed() * 5);
     let mut missed = String::new();
     for Mutant { name, .. } in &wanted {
-        let outcome = simulate(name)?;
-        let said = String::from_utf8_lossy(&outcome.stderr).into_owned();
-        let how = said.lines().find(|line| line.starts_with("seed ")).filter(|_| !outcome.status.success());
-        if let Some(how) = how {
+        let outcome = simulate(&program, name, limit)?;
+        if let Outcome::Fails(how) = outcome {
             eprintln!("found    {name}\n         {}", how.chars().take(150).collect::<String>());
         } else {
             eprintln!("MISSED   {name}");
@@ -410,11 +408,53 @@ pub(crate) fn run(args: &[String]) -> Result {
     Err(Error::new(format!("{SEEDS} seeds do not find:{missed}")))
 }
 
+/// What came of a run of the simulation.
+#[derive(Debug)]
+enum Outcome {
+    Passes,
+    /// How it says so.
+    Fails(String),
+}
+
+/// Runs the simulation with a bug switched on.
+fn simulate(program: &Path, mutant: &str, limit: Duration) -> Result<Outcome> {
+    let failed = |error: std::io::Error| Error::new(format!("the simulation could not be run: {error}"));
+    let mut simulation = std::process::Command::new(program);
+    let simulation =
+        simulation.args(["--seeds", SEEDS]).env(SWITCH, mutant).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut simulation = simulation.spawn().map_err(failed)?;
+    let began = Instant::now();
+    let mut said = simulation.stderr.take().ok_or_else(|| Error::new("the simulation has no output"))?;
+    let reader = thread::spawn(move || {
+        let mut text = String::new();
+        said.read_to_string(&mut text).map(|_| text)
+    });
+    let status = loop {
+        if let Some(status) = simulation.try_wait().map_err(failed)? {
+            break status;
+        }
+        if began.elapsed() > limit {
+            simulation.kill().map_err(failed)?;
+            simulation.wait().map_err(failed)?;
+            return Ok(Outcome::Fails(format!("it does not end within {} s", limit.as_secs())));
+        }
+        thread::sleep(Duration::from_millis(50));
+    };
+    if status.success() {
+        return Ok(Outcome::Passes);
+    }
+    let said =
+        reader.join().map_err(|_| Error::new("the reader of the simulation's output panicked"))?.map_err(failed)?;
+    let how = said.lines().find(|line| line.starts_with("seed ")).unwrap_or(&said);
+    Ok(Outcome::Fails(how.to_owned()))
+}
+
 /// Copies the sources, with all bugs in them, each switched off.
 fn write_copy(copy: &Path) -> Result {
     let failed = |error: std::io::Error| Error::new(format!("the copy could not be written: {error}"));
     let files = output(std::process::Command::new("git").args(["ls-files"]).current_dir(root()));
     let files = files.ok_or_else(|| Error::new("`git ls-files` does not tell the sources"))?;
+    remove_others(copy, Path::new(""), &files.lines().map(Path::new).collect()).map_err(failed)?;
     for file in files.lines() {
         let Ok(text) = fs::read(root().join(file)) else { continue };
         let text = match String::from_utf8(text) {
@@ -426,6 +466,21 @@ fn write_copy(copy: &Path) -> Result {
         // What is the same need not be built again.
         if fs::read(&path).ok().is_none_or(|was| was != text) {
             fs::write(&path, text).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a former copy has that is no more.
+fn remove_others(copy: &Path, folder: &Path, files: &HashSet<&Path>) -> std::io::Result<()> {
+    let Ok(entries) = fs::read_dir(copy.join(folder)) else { return Ok(()) };
+    for entry in entries {
+        let entry = entry?;
+        let path = folder.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            remove_others(copy, &path, files)?;
+        } else if !files.contains(&*path) {
+            fs::remove_file(entry.path())?;
         }
     }
     Ok(())

@@ -235,6 +235,26 @@ pub async fn cleanup_of_descendants(harness: &impl Harness) {
     log.refuses(ErrorKind::Conflict, log.delete(&id("needy"))).await;
 }
 
+/// What is cleaning up already when its ancestor is cancelled goes on with that, for the reason that it was told first.
+pub async fn cleanup_of_a_descendant_is_not_begun_again(harness: &impl Harness) {
+    let log = Scene::new(harness).await;
+    let root = log.needy("root").await;
+    log.commit(starting(&root, 2, [child("needy", "root", 2)])).await.unwrap();
+    let needy = log.take_flow("needy").await.lease;
+    let below = [child("below", "needy", 2)];
+    log.commit(needing(&needy, 1, 0)).await.unwrap();
+    log.cancel(&id("needy"), "first").await.unwrap();
+    log.release(&needy).await.unwrap();
+    let needy = log.take_flow("needy").await.lease;
+    log.commit(Commit { children: below.into(), ..steps(&needy, 1, 2, 1) }).await.unwrap();
+    let before = log.read("needy").await;
+    log.cancel(&id("root"), "second").await.unwrap();
+    assert_eq!(log.read("needy").await, before);
+    assert_eq!(log.records("needy").await.iter().filter(|record| record.kind == CallKind::Cancel).count(), 1);
+    assert_eq!(log.state("below").await, FlowState::Scheduled, "it belongs to the clean-up");
+    assert_eq!(log.go(&needy, 2, cancelled("first")).await, Committed::Applied);
+}
+
 /// A flow that is abandoned ends at once, whatever it has to clean up and whoever runs it; its children are cancelled.
 pub async fn abandon_ends_at_once(harness: &impl Harness) {
     let log = Scene::new(harness).await;

@@ -316,6 +316,7 @@ macro_rules! conformance_tests {
                 cleanup_has_no_time_limit
                 cleanup_is_retried
                 cleanup_of_descendants
+                cleanup_of_a_descendant_is_not_begun_again
                 abandon_ends_at_once
                 reset_takes_a_cancellation_back
                 reset_leaves_children_their_cleanup

@@ -17,6 +17,7 @@ async fn main() -> ExitCode {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let number = |text: &str| text.parse().expect("a number");
     match words[..] {
+        ["--help" | "-h"] => print!("{HELP}"),
         ["worker", url, folder] => soak::work(url, Path::new(folder)).await,
         ["client", url, folder, one, of] => soak::ask(url, Path::new(folder), (number(one), number(of))).await,
         _ => match command(&words).await {
