@@ -82,7 +82,8 @@ impl Affinity {
     /// then, so that the next claim comes to what is behind them.
     pub const PASSED_MAX: usize = 1_000;
     /// For how long a worker must not have been heard of, for a log to forget it when the next one is heard of for the first
-    /// time. What was kept for it meanwhile is taken over as if it was known; what is due only later waits once more.
+    /// time. The takeover of what was kept for it meanwhile counts from when that was due; what is due only later waits once
+    /// more.
     pub const FORGOTTEN_AFTER: Duration = Duration::from_secs(30 * 24 * 3_600);
     /// How exactly a log knows when it has heard of a worker.
     #[cfg(any(feature = "memory", feature = "sqlite"))]
