@@ -126,7 +126,7 @@ fn measure(cli: &Cli) -> Result<(), Failure> {
     let plots = plots::draw(&outcome.rows)?;
     plots::write(&plots, &cli.dir.join("plots"))?;
     if cli.record {
-        record::figures(scale, plan.rounds, &tables, &plots)?;
+        record::figures(scale, plan.rounds, &tables, &report::by_log(&outcome.rows), &plots)?;
     }
     eprintln!("\nwritten to {}", results.display());
     for missing in &outcome.missing {

@@ -1,4 +1,5 @@
-//! Putting figures on record: in `benches/README.md`, between two marks, with the machine.
+//! Putting figures on record, between two marks: all of them in `benches/README.md`, with the machine, and those that help to
+//! choose a log in `docs/backends.md`.
 
 use std::{env::consts, fmt::Write, fs, io, process::Command, thread};
 
@@ -7,19 +8,24 @@ use crate::{cases::Scale, plots, plots::Plot, repository};
 const BEGIN: &str = "<!-- figures: written by `cargo xtask bench --record` -->\n";
 const END: &str = "<!-- end of figures -->\n";
 
+const README: &str = "benches/README.md";
+const BACKENDS: &str = "docs/backends.md";
+
 /// Replaces the figures that are on record.
-pub(crate) fn figures(scale: Scale, rounds: u32, tables: &str, drawn: &[Plot]) -> io::Result<()> {
-    let benches = repository().join("benches");
-    plots::write(drawn, &benches.join("plots"))?;
-    let readme = benches.join("README.md");
+pub(crate) fn figures(scale: Scale, rounds: u32, tables: &str, by_log: &str, drawn: &[Plot]) -> io::Result<()> {
+    plots::write(drawn, &repository().join("benches/plots"))?;
     let quick = if scale == Scale::Quick { "`--quick`, " } else { "" };
     let mut figures = format!("\n{quick}{rounds} rounds, on {}.\n{tables}\n", machine());
     for Plot { name, title, .. } in drawn {
         let _ = writeln!(figures, "![{title}](plots/{name}.svg)\n");
     }
-    let text = replaced(&fs::read_to_string(&readme)?, &figures)
-        .ok_or_else(|| io::Error::other(format!("{} has no marks to write between", readme.display())))?;
-    fs::write(readme, text)
+    for (file, figures) in [(README, figures), (BACKENDS, format!("\n{by_log}\n"))] {
+        let path = repository().join(file);
+        let text = replaced(&fs::read_to_string(&path)?, &figures)
+            .ok_or_else(|| io::Error::other(format!("{file} has no marks to write between")))?;
+        fs::write(path, text)?;
+    }
+    Ok(())
 }
 
 /// The text with this between the marks.
@@ -51,7 +57,9 @@ mod tests {
         let text = format!("before\n{BEGIN}old\n{END}after\n");
         assert_eq!(replaced(&text, "new\n").unwrap(), format!("before\n{BEGIN}new\n{END}after\n"));
         assert_eq!(replaced("no marks", "new"), None);
-        let readme = fs::read_to_string(repository().join("benches/README.md")).unwrap();
-        assert!(replaced(&readme, "").is_some());
+        for file in [README, BACKENDS] {
+            let text = fs::read_to_string(repository().join(file)).unwrap();
+            assert!(replaced(&text, "").is_some(), "{file}");
+        }
     }
 }

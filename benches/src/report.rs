@@ -49,6 +49,37 @@ pub(crate) fn tables(rows: &[Row]) -> String {
     text
 }
 
+/// What helps to choose a log: a line for each, with few figures of ours.
+pub(crate) fn by_log(rows: &[Row]) -> String {
+    let ours: Vec<&Row> = rows.iter().filter(|row| row.system == System::Ergon).collect();
+    let mut logs: Vec<(Backend, Durability)> = ours.iter().map(|row| (row.backend, row.durability)).collect();
+    logs.sort_unstable();
+    logs.dedup();
+    let mut table = vec![BY_LOG.map(|(column, ..)| column.to_owned()).to_vec()];
+    table[0].insert(0, "log".into());
+    for (backend, durability) in logs {
+        let of = |(_, work, concurrency, metric): (&str, Work, usize, &str)| {
+            let is = |row: &&&Row| {
+                (row.work, row.backend, row.durability, row.concurrency, &*row.metric)
+                    == (work, backend, durability, concurrency, metric)
+            };
+            ours.iter().find(is).map(|row| format!("{} {}", rounded(row.median), row.unit)).unwrap_or_default()
+        };
+        let mut line = vec![place(backend, durability)];
+        line.extend(BY_LOG.map(of));
+        table.push(line);
+    }
+    aligned(&table)
+}
+
+/// What each column has: a work, how many at once, and the figure of it.
+const BY_LOG: [(&str, Work, usize, &str); 4] = [
+    ("flows of 5 steps, 256 at once", Work::Drain, 256, "enqueue to end"),
+    ("one alone, p50", Work::Alone, 1, "p50"),
+    ("a signal to the step that waits, p50", Work::Signals, 1, "signal to step p50"),
+    ("a due timer's lateness, p99", Work::Sleepers, 256, "lateness p99"),
+];
+
 fn beside_the_limit(rows: &[Row]) -> Vec<Vec<String>> {
     let rows: Vec<&Row> = rows.iter().filter(|row| !row.system.is_peer()).collect();
     let systems: Vec<System> = [System::Ergon, System::Raw]
@@ -203,6 +234,16 @@ mod tests {
 ";
         assert_eq!(text, expected);
         assert!(!tables(&[row(System::Ergon, 1.0)]).contains("÷"));
+    }
+
+    #[test]
+    fn a_log_has_a_line_of_our_figures() {
+        let mut ours = row(System::Ergon, 15_000.0);
+        ours.metric = "enqueue to end".into();
+        let text = by_log(&[ours, row(System::Raw, 20_000.0)]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert!(lines[2].starts_with("| sqlite full | 15,000 flows/s "), "{text}");
     }
 
     #[test]
