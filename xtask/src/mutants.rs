@@ -354,11 +354,11 @@ const MUTANTS: &[Mutant] = &[
         wrong: "",
     },
     Mutant {
-        name: "a group is cancelled up to the first that has ended",
+        name: "what could not be cancelled with its group counts as cancelled",
         file: "ergon/src/admin/bulk.rs",
-        before: "",
-        right: "report.left_alone += 1;",
-        wrong: "return Ok(report);",
+        before: "if !",
+        right: "action.apply(&log, &flow).await?",
+        wrong: "action.apply(&log, &flow).await.unwrap_or(true)",
     },
     Mutant {
         name: "a slot is free while its drive waits for the log",
