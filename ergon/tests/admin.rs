@@ -210,7 +210,10 @@ async fn many_flows_are_acted_upon_at_once() {
     let completed = mine.clone().with_state(FlowState::Completed);
     assert_eq!(admin.cancel_all(&completed, "enough").await.unwrap().done, 0);
     assert_eq!(admin.retry_all(&mine).await.unwrap().done, 0);
-    assert_eq!(admin.delete_all(&mine.clone().with_state(FlowState::Cancelled)).await.unwrap().done, 590);
+    let cancelled = mine.clone().with_state(FlowState::Cancelled);
+    assert_eq!(admin.delete_all(&cancelled).dry_run().await.unwrap().done, 590);
+    assert_eq!(admin.count(&Filter::all()).await.unwrap(), 600, "nothing was deleted");
+    assert_eq!(admin.delete_all(&cancelled).await.unwrap().done, 590);
     assert_eq!(admin.count(&Filter::all()).await.unwrap(), 10);
     assert_eq!(admin.delete_all(&Filter::all()).await.unwrap().done, 0, "live flows stay");
 }

@@ -336,7 +336,13 @@ async fn many_are_forked_and_reset() {
     assert_eq!(runtime.runs("ship"), 6);
     let report = admin.reset_all(&of_seven, Cut::first("no such step")).await.unwrap();
     assert_eq!((report.done, report.left_alone), (0, 6));
-    let report = admin.reset_all(&of_seven.clone().with_flow_type("order"), Cut::first("ship")).await.unwrap();
+    let orders = of_seven.clone().with_flow_type("order");
+    let dry = admin.reset_all(&orders, Cut::first("ship")).dry_run().await.unwrap();
+    assert_eq!((dry.done, dry.left_alone), (6, 0));
+    runtime.idle().await;
+    assert_eq!(admin.count(&of_seven).await.unwrap(), 6, "none was reset");
+    assert_eq!(runtime.runs("ship"), 6);
+    let report = admin.reset_all(&orders, Cut::first("ship")).await.unwrap();
     assert_eq!(report.done, 6);
     runtime.idle().await;
     assert_eq!((runtime.runs("ship"), runtime.runs("reserve")), (12, 3));
