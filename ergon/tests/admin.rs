@@ -137,6 +137,75 @@ async fn all_that_needs_a_person_is_one_query_away() {
     assert!(admin.attention(&completed, None, 10).await.unwrap().is_empty());
 }
 
+/// Two deploys of one flow.
+mod first_build {
+    use ergon::prelude::*;
+
+    #[flow]
+    pub(crate) async fn trip(number: u32) -> ergon::Result<()> {
+        super::book(number).await?;
+        signal("go").await
+    }
+}
+
+mod second_build {
+    use ergon::prelude::*;
+
+    #[flow]
+    pub(crate) async fn trip(number: u32) -> ergon::Result<()> {
+        super::pay(number).await?;
+        signal("go").await
+    }
+}
+
+#[step]
+async fn book(number: u32) -> ergon::Result<u32> {
+    Ok(number)
+}
+
+#[step]
+async fn pay(number: u32) -> ergon::Result<u32> {
+    Ok(number)
+}
+
+/// Code that does not fit a history stalls the flow: people are told where it stands, and what to do.
+#[tokio::test]
+async fn a_flow_whose_history_does_not_fit_needs_a_person() {
+    let log = InMemoryExecutionLog::new();
+    let scheduler = Scheduler::new(log.clone());
+    let (admin, all) = (scheduler.admin(), Filter::all());
+    let handle = scheduler.schedule(first_build::trip(7)).id("trip-7").await.unwrap();
+    let becomes = async |state: FlowState| {
+        while handle.status().await.unwrap().state != state {
+            tokio::task::yield_now().await;
+        }
+    };
+    let first = Worker::new(log.clone()).register::<first_build::trip>().build("1").start().await.unwrap();
+    becomes(FlowState::Suspended).await;
+    first.shutdown().await;
+    assert!(admin.attention(&all, None, 10).await.unwrap().is_empty());
+    handle.signal("go", &()).await.unwrap();
+    let second = Worker::new(log.clone()).register::<second_build::trip>().build("2").start().await.unwrap();
+    becomes(FlowState::Stalled).await;
+    second.shutdown().await;
+    let attention = admin.attention(&all, None, 10).await.unwrap();
+    let [troubled] = &attention.flows[..] else { panic!("{attention}") };
+    assert_eq!(&troubled.flow.id, handle.id());
+    let Problem::Stalled(reason) = &troubled.problem else { panic!("{attention}") };
+    assert!(reason.contains("\"book\"") && reason.contains("\"pay\""), "both sides are named: {reason}");
+    let text = attention.to_string();
+    for part in
+        ["it is stalled: ", "to do: do what the reason says, then `retry`", "a worker of another build is offered"]
+    {
+        assert!(text.contains(part), "{part:?} is in\n{text}");
+    }
+    // The next build fits, and nobody need do more.
+    let third = Worker::new(log).register::<first_build::trip>().build("3").start().await.unwrap();
+    handle.result().await.unwrap();
+    assert!(admin.attention(&all, None, 10).await.unwrap().is_empty());
+    third.shutdown().await;
+}
+
 /// Whatever a flow waited for: once it is due and nobody comes, people are told.
 #[tokio::test]
 async fn what_no_worker_goes_on_with_is_told_of() {

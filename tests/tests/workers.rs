@@ -6,7 +6,8 @@ use std::{
 };
 
 use ergon::{
-    Entry, WorkerHandle,
+    Admin, Entry, WorkerHandle,
+    admin::Problem,
     prelude::*,
     storage::{ExecutionLog, Filter, FlowState, ManualClock, Phase},
 };
@@ -636,11 +637,22 @@ async fn a_poison_flow_is_stalled_with_its_reason(place: Place) {
     ]]
     .assert_eq(info.reason.as_deref().unwrap_or_default());
     assert!(trace.take().is_empty());
+    // People are told of it, and what to do.
+    let attention = Admin::new(log.clone()).attention(&Filter::all(), None, 10).await.unwrap();
+    let troubled: Vec<_> = attention.flows.iter().map(|troubled| (&troubled.flow.id, &troubled.problem)).collect();
+    assert_eq!(troubled, [(flow.id(), &Problem::Stalled(info.reason.clone().unwrap()))]);
+    let text = attention.to_string();
+    assert!(
+        text.contains("it is stalled: claimed 3 times without making progress, the last time by \"victim\""),
+        "{text}"
+    );
+    assert!(text.contains("to do: do what the reason says, then `retry`"), "{text}");
     // Others are not held up by it, and it can be offered again.
     let other = Scheduler::new(log.clone()).schedule(Gated).await.unwrap();
     assert_eq!(soon("the result", other.result()).await.unwrap(), "abc");
     flow.retry().await.unwrap();
     assert_eq!(soon("the result", flow.result()).await.unwrap(), "abc");
+    assert!(Admin::new(log.clone()).attention(&Filter::all(), None, 10).await.unwrap().is_empty());
     worker.shutdown().await;
 }
 
