@@ -10,9 +10,9 @@ use std::{
 
 use ergon::{
     prelude::*,
-    storage::{ExecutionLog, FlowId, FlowState, NewFlow},
+    storage::{ExecutionLog, FlowId, FlowState, ManualClock, NewFlow},
 };
-use ergon_tests::{FaultyLog, Gate, Measured, TestClock, soon, state_of, until};
+use ergon_tests::{FaultyLog, Gate, Measured, TestClock, Trace, note, soon, state_of, until};
 use expect_test::expect;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -201,6 +201,93 @@ async fn how_flows_end_is_counted_by_type() {
     let executor = Executor::new(log).with_state(gate);
     assert_eq!(executor.run(Guarded { number: 2 }).await.unwrap(), 2);
     assert_eq!(ended("completed"), 1.0);
+}
+
+#[flow_type(name = "failing")]
+struct Failing {}
+
+#[flow_type]
+impl Failing {
+    #[flow]
+    async fn run(&self) -> ergon::Result<()> {
+        self.fail().await
+    }
+
+    #[step(retry = none)]
+    async fn fail(&self) -> ergon::Result<()> {
+        Err(ergon::Error::new("never"))
+    }
+}
+
+#[tokio::test]
+async fn a_flow_that_fails_is_counted_each_time() {
+    let (measured, _alone) = alone().await;
+    let log = InMemoryExecutionLog::new();
+    let worker = Worker::new(log.clone()).register::<Failing>().start().await.unwrap();
+    let flow = Scheduler::new(log).schedule(Failing {}).await.unwrap();
+    let ended = |state| measured.value(&format!("ergon_flows_ended_total{{flow_type=\"failing\",state={state:?}}}"));
+    for times in [1.0, 2.0] {
+        flow.result().await.unwrap_err();
+        until("its end to be counted", || async { ended("failed") == times }).await;
+        flow.retry().await.unwrap();
+    }
+    flow.result().await.unwrap_err();
+    worker.shutdown().await;
+    assert_eq!((ended("failed"), ended("completed"), ended("stalled")), (3.0, 0.0, 0.0));
+    let attempts = measured.value("ergon_step_attempts_total{flow_type=\"failing\",outcome=\"failed\",step=\"fail\"}");
+    assert_eq!(attempts, 3.0);
+}
+
+#[flow_type(name = "leased")]
+struct Leased {}
+
+#[flow_type]
+impl Leased {
+    #[flow]
+    async fn run(&self) -> ergon::Result<()> {
+        self.pass().await
+    }
+
+    #[step]
+    async fn pass(&self) -> ergon::Result<()> {
+        note("begins");
+        state::<Gate>().pass().await;
+        Ok(())
+    }
+}
+
+/// A process is paused for longer than its lease, another one ends its flow, and it hears of that when it goes on.
+#[tokio::test]
+async fn a_lease_that_ends_is_counted_as_lost() {
+    const LEASE: Duration = Duration::from_secs(60);
+    let (measured, _alone) = alone().await;
+    let clock = ManualClock::new();
+    let log = FaultyLog::new(InMemoryExecutionLog::new().with_clock(Arc::new(clock.clone())));
+    let (trace, gate, other_gate) = (Trace::new(), Gate::closed(), Gate::closed());
+    let worker = |log: &FaultyLog, gate: &Gate| {
+        let worker = Worker::new(log.clone()).register::<Leased>().with_state(trace.clone());
+        worker.with_state(gate.clone()).lease(LEASE).start().into_future()
+    };
+    let flow = Scheduler::new(log.clone()).schedule(Leased {}).await.unwrap();
+    let paused = log.another();
+    let zombie = worker(&paused, &gate).await.unwrap();
+    until("the step to begin", || async { trace.count("begins") == 1 }).await;
+    paused.hold("heartbeat");
+    paused.hold("claim");
+    clock.advance(LEASE);
+    other_gate.open();
+    let other = worker(&log, &other_gate).await.unwrap();
+    soon("the result", flow.result()).await.unwrap();
+    let lost = || measured.value("ergon_leases_lost_total{flow_type=\"leased\"}");
+    assert_eq!(lost(), 0.0, "nobody knows yet");
+    gate.open();
+    until("the first worker to let go", || async { zombie.running() == 0 && lost() == 1.0 }).await;
+    paused.free("heartbeat");
+    paused.free("claim");
+    zombie.shutdown().await;
+    other.shutdown().await;
+    let ended = measured.value("ergon_flows_ended_total{flow_type=\"leased\",state=\"completed\"}");
+    assert_eq!((lost(), ended), (1.0, 1.0), "it ended once");
 }
 
 #[flow_type(name = "sleeper")]
