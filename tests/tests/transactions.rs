@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use ergon::{
-    FlowError, PostgresExecutionLog, PostgresOptions, StartError, postgres,
+    Admin, FlowError, PostgresExecutionLog, PostgresOptions, StartError,
+    admin::Cut,
+    postgres,
     prelude::*,
     sqlite::{self, rusqlite},
     storage::{Clock, ErrorKind, ExecutionLog},
@@ -318,6 +320,47 @@ async fn a_transaction_in_a_flows_own_code_is_refused() {
     let log = SqliteExecutionLog::open_in_memory().await.unwrap();
     let error = Executor::new(log).run(Wrong {}).await.unwrap_err();
     panic!("{error}");
+}
+
+/// Makes the same entry in run after run, and returns how many there are in the end.
+#[flow_type]
+struct Rounds {
+    left: u32,
+}
+
+#[flow_type]
+impl Rounds {
+    #[flow]
+    async fn run(&self) -> ergon::Result<i64> {
+        let entries = count("round".into()).await?;
+        if self.left == 0 {
+            return Ok(entries);
+        }
+        ergon::continue_as_new(Self { left: self.left - 1 }).await
+    }
+}
+
+/// Each run and each fork makes a transaction of its own; a flow that is taken back is answered with what its own came to.
+#[tokio::test]
+async fn runs_and_forks_enter_anew_and_a_reset_does_not() {
+    let log = SqliteExecutionLog::open_in_memory().await.unwrap();
+    log.transaction(|tx| tx.execute_batch(TABLE)).await.unwrap().unwrap();
+    let worker = Worker::new(log.clone()).register::<Rounds>().start().await.unwrap();
+    let (scheduler, admin) = (Scheduler::new(log.clone()), Admin::new(log.clone()));
+    let flow = scheduler.schedule(Rounds { left: 2 }).await.unwrap();
+    assert_eq!(soon("the last run", flow.result()).await.unwrap(), 3);
+    for _ in 0..2 {
+        admin.reset(flow.id(), Cut::first("count")).await.unwrap();
+        assert_eq!(soon("the end after the reset", flow.result()).await.unwrap(), 3, "no entry was made");
+    }
+    let fork = admin.fork(flow.id()).at(Cut::first("count")).await.unwrap();
+    let fork = scheduler.handle::<Rounds>(fork);
+    assert_eq!(soon("the end of the fork", fork.result()).await.unwrap(), 4, "an entry of its own");
+    let whole = scheduler.handle::<Rounds>(admin.fork(fork.id()).await.unwrap());
+    assert_eq!(soon("the end of the fork's fork", whole.result()).await.unwrap(), 4, "it has the outcome already");
+    let entries = log.transaction(|tx| tx.query_row("SELECT count(*) FROM ledger", [], |row| row.get::<_, i64>(0)));
+    assert_eq!(entries.await.unwrap().unwrap(), 4);
+    worker.shutdown().await;
 }
 
 #[tokio::test]

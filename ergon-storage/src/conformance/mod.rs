@@ -379,6 +379,8 @@ macro_rules! conformance_tests {
                 work_that_fails_leaves_no_trace
                 work_needs_the_lease
                 outcomes_of_work_go_with_their_flow
+                work_of_a_former_run_is_done_anew
+                work_outlasts_a_reset
             }
             snapshots {
                 import_keeps_everything_in_every_state

@@ -7,9 +7,9 @@ use std::{
 
 use super::{
     Harness,
-    scene::{LEASE, SECOND, Scene, id, refused, text},
+    scene::{LEASE, SECOND, Scene, again, complete, id, refused, steps, text},
 };
-use crate::{ErrorKind, ExecutionLog, FlowState, Lease, Result, Work};
+use crate::{ErrorKind, ExecutionLog, FlowState, Lease, Reset, Result, Work};
 
 /// A table of the user's, which no other law has, also where the stores of all laws share a database.
 struct Table(String);
@@ -158,4 +158,40 @@ pub async fn outcomes_of_work_go_with_their_flow(harness: &impl Harness) {
     assert!(log.delete(&id("a")).await.unwrap());
     let anew = log.start("a").await;
     assert_eq!(table.rows(&**log, &anew, "call").await.unwrap().unwrap(), "2");
+}
+
+/// A flow that begins again does the work of its calls again: none is answered with what it came to in a former run.
+pub async fn work_of_a_former_run_is_done_anew(harness: &impl Harness) {
+    let (log, table) = (Scene::new(harness).await, Table::new());
+    let mut lease = log.start("a").await;
+    for (run, count) in [(1, "1"), (2, "2"), (3, "3")] {
+        assert_eq!(log.info("a").await.run, run);
+        for _ in 0..2 {
+            let Some(rows) = table.rows(&**log, &lease, "call").await else { return };
+            assert_eq!(rows.unwrap(), count, "once in run {run}");
+        }
+        log.go(&lease, 1, again("next")).await;
+        refused(ErrorKind::LeaseLost, table.rows(&**log, &lease, "call").await.unwrap());
+        lease = log.take_flow("a").await.lease;
+    }
+}
+
+/// A flow that is taken back, while it runs or after its end, is answered with what its work came to, also that of calls
+/// whose records are gone.
+pub async fn work_outlasts_a_reset(harness: &impl Harness) {
+    let (log, table) = (Scene::new(harness).await, Table::new());
+    let mut lease = log.start("a").await;
+    for (round, ends) in [(1, false), (2, true), (3, true)] {
+        for (call, count) in [("first", "1"), ("second", "2")] {
+            let Some(rows) = table.rows(&**log, &lease, call).await else { return };
+            assert_eq!(rows.unwrap(), count, "{call} in round {round}");
+        }
+        log.commit(steps(&lease, 1, 0, 2)).await.unwrap();
+        if ends {
+            log.go(&lease, 2, complete()).await;
+        }
+        log.reset(Reset { keep: 0, ..Reset::new(&log.info("a").await) }).await.unwrap();
+        lease = log.take_flow("a").await.lease;
+    }
+    assert_eq!(table.rows(&**log, &lease, "third").await.unwrap().unwrap(), "3", "only two were ever done");
 }
