@@ -5,9 +5,9 @@ use std::{collections::HashSet, time::Duration};
 use ergon::{
     Filter, FlowHandle,
     prelude::*,
-    storage::{ExecutionLog, FlowState},
+    storage::{ExecutionLog, FlowState, ManualClock},
 };
-use ergon_tests::{Place, soon, state_of};
+use ergon_tests::{FaultyLog, Gate, Place, Trace, note, soon, state_of, until};
 use opentelemetry::trace::{SpanId, TraceId, TracerProvider};
 use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 use tracing::subscriber::DefaultGuard;
@@ -15,6 +15,7 @@ use tracing_subscriber::{filter::LevelFilter, layer::SubscriberExt, util::Subscr
 
 ergon_tests::both!(
     two_workers_and_a_child_share_a_trace,
+    a_takeover_after_a_crash_goes_on_with_the_trace,
     a_flow_without_a_traceparent_has_one_trace,
     a_traceparent_can_be_given,
     a_traceparent_is_inherited_by_children,
@@ -89,10 +90,7 @@ async fn after(number: u32) -> ergon::Result<u32> {
 }
 
 /// Brings a flow to its signal with one worker, and to its end with another one.
-async fn two_lives(
-    log: &ergon_tests::FaultyLog,
-    schedule: impl AsyncFnOnce(&Scheduler) -> FlowHandle<u32, ergon::Error>,
-) {
+async fn two_lives(log: &FaultyLog, schedule: impl AsyncFnOnce(&Scheduler) -> FlowHandle<u32, ergon::Error>) {
     let start = async |name: &str| {
         let worker = Worker::new(log.another()).register::<Parent>().register::<small>().name(name);
         worker.parked_max(0).start().await.unwrap()
@@ -139,6 +137,70 @@ async fn two_workers_and_a_child_share_a_trace(place: Place) {
     let after = named(&spans, "after");
     assert_eq!(after.len(), 2, "one for each attempt");
     assert!(after.iter().all(|attempt| small.iter().any(|life| id(life) == attempt.parent_span_id)));
+}
+
+#[flow_type(name = "Doomed")]
+struct Doomed {}
+
+#[flow_type]
+impl Doomed {
+    #[flow]
+    async fn run(&self) -> ergon::Result<u32> {
+        let one = before().await?;
+        self.pass().await?;
+        Ok(one + child(calm(2)).await?)
+    }
+
+    #[step]
+    async fn pass(&self) -> ergon::Result<()> {
+        note("begins");
+        state::<Gate>().pass().await;
+        Ok(())
+    }
+}
+
+#[flow]
+async fn calm(number: u32) -> ergon::Result<u32> {
+    Ok(number)
+}
+
+/// The first process dies in the middle of a step; the second one has the trace from the log alone.
+async fn a_takeover_after_a_crash_goes_on_with_the_trace(place: Place) {
+    const LEASE: Duration = Duration::from_secs(60);
+    let listener = Listener::new();
+    let clock = ManualClock::new();
+    let log = place.log_at(clock.clone()).await;
+    let (notes, gate) = (Trace::new(), Gate::closed());
+    let start = async |log: &FaultyLog, gate: &Gate| {
+        let worker = Worker::new(log.clone()).register::<Doomed>().register::<calm>().with_state(notes.clone());
+        worker.with_state(gate.clone()).lease(LEASE).start().await.unwrap()
+    };
+    let process = log.another();
+    let first = start(&process, &Gate::closed()).await;
+    let request = tracing::info_span!("POST");
+    let scheduler = Scheduler::new(log.clone());
+    let scheduling = request.in_scope(|| scheduler.schedule(Doomed {}).id("d").into_future());
+    let flow = scheduling.await.unwrap();
+    drop(request);
+    until("the step to begin", || async { notes.count("begins") == 1 }).await;
+    until("the step before it to be durable", || async { flow.status().await.unwrap().records == 1 }).await;
+    process.crash().await;
+    drop(first);
+    clock.advance(LEASE);
+    gate.open();
+    let second = start(&log, &gate).await;
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), 3);
+    second.shutdown().await;
+    let spans = listener.spans();
+    trace(&spans);
+    let schedule = named(&spans, "schedule Doomed");
+    assert_eq!((schedule.len(), schedule[0].parent_span_id), (1, id(named(&spans, "POST")[0])));
+    assert_eq!(named(&spans, "before").len(), 1, "of the first process; a replay has no span");
+    let lives = named(&spans, "Doomed");
+    assert!(!lives.is_empty() && lives.iter().all(|life| life.parent_span_id == id(schedule[0])), "{lives:#?}");
+    let is_below = |span: &&SpanData| lives.iter().any(|life| id(life) == span.parent_span_id);
+    assert!(named(&spans, "pass").iter().any(is_below), "of the second process");
+    assert!(!named(&spans, "calm").is_empty() && named(&spans, "calm").iter().all(is_below));
 }
 
 async fn a_flow_without_a_traceparent_has_one_trace(place: Place) {
