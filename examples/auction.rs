@@ -6,7 +6,8 @@
 //! ```
 //!
 //! One sees bids arrive, one of them sent twice with one key, the lots as they are sold, followed live, the winner, who
-//! hears of it in a mailbox of its own, a lot that nobody wants, and the timeline of the auction's last run.
+//! hears of it in a mailbox of its own, a lot that nobody wants, what the auctioneer said from some place on, and the
+//! timeline of the auction's last run.
 
 use ergon::{FlowRef, prelude::*};
 use futures::TryStreamExt as _;
@@ -43,6 +44,7 @@ async fn auction(mut lots: Vec<String>, mut sold: Vec<String>) -> ergon::Result<
         Some(best) => format!("{} has the {lot} for {} euros, of {bids} bids", best.by, best.euros),
         None => format!("nobody wants the {lot}"),
     };
+    strike(&lot).await?;
     if let Some(bidder) = best.and_then(|best| best.bidder) {
         // Once, whatever becomes of this process.
         send(&bidder, &NEWS, &news).await?;
@@ -52,11 +54,26 @@ async fn auction(mut lots: Vec<String>, mut sold: Vec<String>) -> ergon::Result<
     continue_as_new(auction(lots, sold)).await
 }
 
+/// What a step tells is seen while its body still runs.
+#[step]
+async fn strike(lot: &str) -> ergon::Result<()> {
+    for call in ["once", "twice", "gone"] {
+        emit("hammer", &format!("the {lot}: {call}"))?;
+    }
+    Ok(())
+}
+
 /// Bids, and waits to hear of it.
 #[flow]
 async fn bidder(at: FlowRef<auction>, by: String, euros: u32) -> ergon::Result<Option<String>> {
-    send(&at, &BIDS, &Bid { by, euros, bidder: Some(FlowRef::new(flow_id())) }).await?;
+    bid(at, by, euros).await?;
     NEWS.recv_timeout(Duration::from_secs(3)).await
+}
+
+/// The bid arrives once, though the body may run again.
+#[step]
+async fn bid(at: FlowRef<auction>, by: String, euros: u32) -> ergon::Result<()> {
+    send(&at, &BIDS, &Bid { by, euros, bidder: Some(FlowRef::new(flow_id())) }).await
 }
 
 #[tokio::main]
@@ -79,6 +96,11 @@ async fn main() -> ergon::Result<()> {
     let mut lots = auction.stream::<String>("sold");
     while let Some(lot) = lots.try_next().await? {
         println!("sold {}: {}", lot.offset, lot.value);
+    }
+    // Where somebody left off who had seen the first lot.
+    let mut calls = auction.stream::<String>("hammer").after(3);
+    while let Some(call) = calls.try_next().await? {
+        println!("call {}: {}", call.offset, call.value);
     }
     println!("the last status: {:?}", auction.status_value::<String>().await?.map(|status| status.value));
     println!("the auction: {}", auction.result().await?.join("; "));

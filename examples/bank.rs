@@ -30,9 +30,11 @@ const CENTS_EACH: i64 = 1_000;
 const TRANSFERS: i64 = 300;
 const KILLS: usize = 15;
 
-/// The accounts, and one row for each transfer that was booked. Nothing here keeps a transfer from being booked twice.
+/// The accounts, and one row for each transfer that was booked, and one for each letter. Nothing here keeps a transfer from
+/// being booked twice.
 const TABLES: &str = "CREATE TABLE accounts (account BIGINT PRIMARY KEY, cents BIGINT NOT NULL);
-    CREATE TABLE ledger (number BIGINT NOT NULL, debtor BIGINT NOT NULL, creditor BIGINT NOT NULL, cents BIGINT NOT NULL)";
+    CREATE TABLE ledger (number BIGINT NOT NULL, debtor BIGINT NOT NULL, creditor BIGINT NOT NULL, cents BIGINT NOT NULL);
+    CREATE TABLE letters (number BIGINT NOT NULL)";
 
 /// From one account to another.
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -101,9 +103,16 @@ impl InSqlite {
         if left < 0 { Err(Refusal::Broke { account: debtor }) } else { Ok(left) }
     }
 
+    /// Does more than its transaction, which is therefore a call.
     #[step]
     async fn tell(&self, left: i64) -> Result<(), Refusal> {
-        tell(left).await
+        tell(left).await;
+        let number = self.0.number;
+        let note = sqlite::transact(move |tx| {
+            tx.execute("INSERT INTO letters VALUES (?1)", [number])?;
+            Ok(())
+        });
+        note.await
     }
 }
 
@@ -133,14 +142,21 @@ impl InPostgres {
 
     #[step]
     async fn tell(&self, left: i64) -> Result<(), Refusal> {
-        tell(left).await
+        tell(left).await;
+        let number = self.0.number;
+        let note = postgres::transact(move |tx| {
+            Box::pin(async move {
+                tx.execute("INSERT INTO letters VALUES ($1)", &[&number]).await?;
+                Ok(())
+            })
+        });
+        note.await
     }
 }
 
 /// Takes a moment, as letters do.
-async fn tell(_left: i64) -> Result<(), Refusal> {
+async fn tell(_left: i64) {
     tokio::time::sleep(Duration::from_millis(rand::random_range(1..20))).await;
-    Ok(())
 }
 
 #[tokio::main]
@@ -216,17 +232,19 @@ async fn supervise(url: &str) -> ergon::Result<ExitCode> {
         worker.wait()?;
     }
 
-    let Books { cents, mut ledger } = bank.books().await?;
+    let Books { cents, mut ledger, mut letters } = bank.books().await?;
     ledger.sort_unstable();
+    letters.sort_unstable();
     let expected = ACCOUNTS * CENTS_EACH;
     println!();
     println!("processes killed     {KILLS:>6}   within {:.1} s", begun.elapsed().as_secs_f64());
     println!("transfers completed  {:>6}", booked.len());
     println!("transfers refused    {refused:>6}   (for lack of money, after their SQL had run)");
     println!("rows in the ledger   {:>6}", ledger.len());
+    println!("letters noted        {:>6}", letters.len());
     println!("cents in all         {cents:>6}   of {expected}");
-    let is_right = cents == expected && ledger == booked;
-    println!("{}", if is_right { "every transfer was booked once" } else { "THE BOOKS ARE WRONG" });
+    let is_right = cents == expected && ledger == booked && letters == booked;
+    println!("{}", if is_right { "every transfer was booked once, and noted once" } else { "THE BOOKS ARE WRONG" });
     Ok(if is_right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -246,6 +264,8 @@ struct Books {
     cents: i64,
     /// The numbers of the transfers in the ledger.
     ledger: Vec<i64>,
+    /// Those of the transfers that somebody was told of.
+    letters: Vec<i64>,
 }
 
 impl Bank {
@@ -265,20 +285,25 @@ impl Bank {
     }
 
     async fn books(&self) -> ergon::Result<Books> {
-        let (sum, numbers) = ("SELECT CAST(sum(cents) AS BIGINT) FROM accounts", "SELECT number FROM ledger");
+        let sum = "SELECT CAST(sum(cents) AS BIGINT) FROM accounts";
+        let (booked, told) = ("SELECT number FROM ledger", "SELECT number FROM letters");
         match self {
             Self::Sqlite(log) => {
                 let read = move |tx: &sqlite::Transaction<'_>| -> rusqlite::Result<_> {
                     let cents = tx.query_row(sum, [], |row| row.get(0))?;
-                    let ledger = tx.prepare(numbers)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-                    Ok(Books { cents, ledger })
+                    let numbers = |sql| -> rusqlite::Result<Vec<i64>> {
+                        tx.prepare(sql)?.query_map([], |row| row.get(0))?.collect()
+                    };
+                    Ok(Books { cents, ledger: numbers(booked)?, letters: numbers(told)? })
                 };
                 Ok(log.transaction(read).await??)
             }
             Self::Postgres(client) => {
                 let cents = client.query_one(sum, &[]).await?.get(0);
-                let ledger = client.query(numbers, &[]).await?.iter().map(|row| row.get(0)).collect();
-                Ok(Books { cents, ledger })
+                let numbers = async |sql| -> ergon::Result<Vec<i64>> {
+                    Ok(client.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
+                };
+                Ok(Books { cents, ledger: numbers(booked).await?, letters: numbers(told).await? })
             }
         }
     }

@@ -52,6 +52,7 @@ async fn ask(courier: &str) -> ergon::Result<String> {
 
 #[step]
 async fn call_back(courier: &str, reason: &str) -> ergon::Result<()> {
+    set_status(&format!("{courier} comes home"))?;
     println!("{courier} is called back: {reason}");
     Ok(())
 }

@@ -20,7 +20,8 @@ use futures::TryStreamExt;
 /// Whether the bank answers.
 type Bank = Arc<AtomicBool>;
 
-#[flow]
+/// Forgotten a month after its end, unless a worker is told otherwise.
+#[flow(retention = "30d")]
 async fn invoice(number: u32) -> ergon::Result<String> {
     collect(number).await?;
     Ok(format!("{number} is paid"))
@@ -102,7 +103,9 @@ async fn main() -> ergon::Result<()> {
     let there = Admin::new(other.clone());
     there.import(lines.iter().map(Ok)).await?;
     println!("  flows there: {}", there.count(&Filter::all()).await?);
-    let retention = PrunePolicy::older_than(Duration::ZERO).with_state(FlowState::Completed).with_keep(1);
+    // In place of what their type says.
+    let retention = PrunePolicy::older_than(Duration::ZERO).with_flow_type("invoice").with_state(FlowState::Completed);
+    let retention = retention.with_keep(1);
     let worker = Worker::new(other).register::<invoice>().with_state(bank).retention(retention);
     let worker = worker.retention_interval(Duration::from_millis(20)).start().await?;
     down_to(&there, 1, &Filter::all().with_state(FlowState::Completed)).await?;

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! One sees an order fail because of its address, a fork of it that is delivered without being charged again, and the
-//! fork taken back to the delivery, which is made once more.
+//! fork taken back to the delivery, which is made once more: by itself, and with all others that were delivered.
 
 use ergon::{Admin, Filter, FlowState, admin::Cut, prelude::*};
 
@@ -50,6 +50,12 @@ async fn main() -> ergon::Result<()> {
     // The parcel was lost: back to where it was delivered.
     admin.reset(fork.id(), Cut::first("deliver")).await?;
     println!("order-7b once more: {}", fork.result().await?);
+
+    // The whole van was lost.
+    let delivered = Filter::all().with_state(FlowState::Completed);
+    println!("to take back: {}", admin.reset_all(&delivered, Cut::first("deliver")).dry_run().await?);
+    println!("taken back: {}", admin.reset_all(&delivered, Cut::first("deliver")).await?);
+    println!("order-7b again: {}", fork.result().await?);
 
     // Many at once; first, how many.
     let of_today = Filter::all().with_state(FlowState::Failed);

@@ -4,14 +4,14 @@
 //! cargo run --example trip
 //! ```
 //!
-//! One sees four trips: one that is booked, one whose car is not to be had and whose hotel and flight are released again,
+//! One sees five trips: one that is booked, one whose car is not to be had and whose hotel and flight are released again,
 //! in reverse order, and one whose hotel cannot be released at first: it fails, and goes on with that release when it is
-//! retried. The last one is cancelled while it waits for a visa: what was booked by then is released before it has ended.
-//! The timelines show it all. What must not be repeated, the payment, is a step that runs at most once.
+//! retried. Two wait for a visa. One of them is cancelled: what was booked by then is released before it has ended. The other
+//! one is abandoned: it ends at once, and nothing is released. The timelines show it all. What must not be repeated, the payment, is a step that runs at most once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ergon::{ErrorKind, prelude::*, saga};
+use ergon::{Admin, ErrorKind, prelude::*, saga};
 use futures::StreamExt;
 
 #[flow_type]
@@ -33,7 +33,7 @@ impl Trip {
             saga.undo(move || self.release("hotel", hotel));
             let car = self.book("car").await?;
             saga.undo(move || self.release("car", car));
-            if self.to == "Lima" {
+            if ["Lima", "Cusco"].contains(&&*self.to) {
                 set_status("waits for the visa")?;
                 signal::<String>("visa").await?;
             }
@@ -48,7 +48,7 @@ impl Trip {
 
     #[step]
     async fn book(&self, what: &str) -> ergon::Result<u32> {
-        if what == "car" && !["Rome", "Lima"].contains(&&*self.to) {
+        if what == "car" && !["Rome", "Lima", "Cusco"].contains(&&*self.to) {
             return Err(ergon::Error::permanent(format!("there is no car in {}", self.to)));
         }
         println!("{}: the {what} is booked", self.to);
@@ -96,15 +96,22 @@ async fn main() -> ergon::Result<()> {
         trips.push(trip);
     }
 
-    let lima = scheduler.schedule(Trip { to: "Lima".into() }).id("Lima").await?;
-    if let Some(status) = lima.watch_status::<String>().next().await {
-        println!("Lima: {}", status?.value);
+    for to in ["Lima", "Cusco"] {
+        let trip = scheduler.schedule(Trip { to: to.into() }).id(to).await?;
+        if let Some(status) = trip.watch_status::<String>().next().await {
+            println!("{to}: {}", status?.value);
+        }
+        if to == "Lima" {
+            trip.cancel("the visa was refused").await?;
+        } else {
+            // There is nobody left who would take anything back.
+            Admin::new(log.clone()).abandon(trip.id(), "the agency is bankrupt").await?;
+        }
+        if let Err(error) = trip.result().await {
+            println!("{to}: {error}\n");
+        }
+        trips.push(trip);
     }
-    lima.cancel("the visa was refused").await?;
-    if let Err(error) = lima.result().await {
-        println!("Lima: {error}\n");
-    }
-    trips.push(lima);
     worker.shutdown().await;
 
     // The next morning somebody is there.
