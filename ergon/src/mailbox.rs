@@ -36,8 +36,8 @@ use crate::{
 ///
 /// | | to send | to take |
 /// |---|---|---|
-/// | outside | [`FlowHandle::send`](crate::FlowHandle::send), [`Scheduler::send`](crate::Scheduler::send), or `send_once` with a key | |
-/// | in a flow or a step | [`send`], or [`send_once`] with a key | [`recv`](Self::recv), [`recv_timeout`](Self::recv_timeout), [`try_recv`](Self::try_recv) |
+/// | outside | [`FlowHandle::send`](crate::FlowHandle::send) or [`Scheduler::send`](crate::Scheduler::send); with a key [`FlowHandle::send_once`](crate::FlowHandle::send_once) | |
+/// | in a flow or a step | [`send`]; with a key [`send_once`] | [`recv`](Self::recv), [`recv_timeout`](Self::recv_timeout), [`try_recv`](Self::try_recv) |
 ///
 /// A flow can receive 16,777,215 messages in its life, of all mailboxes and over all its [runs](crate::continue_as_new), the
 /// ends of its children included; on PostgreSQL and SQLite what is sent after that is refused as too large. The keys of

@@ -172,6 +172,23 @@ pub mod sqlite {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
+    /// A step that does other things, too, calls it:
+    ///
+    /// ```
+    /// use ergon::{prelude::*, sqlite};
+    ///
+    /// #[step]
+    /// async fn tell(account: String, cents: i64) -> ergon::Result<usize> {
+    ///     write_to(&account, cents).await?; // may happen again if the process dies
+    ///     sqlite::transact(move |tx| {
+    ///         let add = "UPDATE accounts SET letters = letters + 1 WHERE name = ?1";
+    ///         Ok(tx.execute(add, [&account])?) // does not
+    ///     })
+    ///     .await
+    /// }
+    /// # async fn write_to(account: &str, cents: i64) -> ergon::Result<()> { Ok(()) }
+    /// ```
+    ///
     /// The work runs on the thread that writes the log, and everything else that is to be written waits for it: keep
     /// it short. It may be run more than once, of which one run counts, when the transaction that it was a part of has
     /// failed. What it must leave alone is said at [`Transaction`].
@@ -262,6 +279,26 @@ pub mod postgres {
     ///         Ok(left)
     ///     }
     /// }
+    /// ```
+    ///
+    /// A step that does other things, too, calls it:
+    ///
+    /// ```
+    /// use ergon::{postgres, prelude::*};
+    ///
+    /// #[step]
+    /// async fn tell(account: String, cents: i64) -> ergon::Result<u64> {
+    ///     write_to(&account, cents).await?; // may happen again if the process dies
+    ///     postgres::transact(move |tx| {
+    ///         let account = account.clone();
+    ///         Box::pin(async move {
+    ///             let add = "UPDATE accounts SET letters = letters + 1 WHERE name = $1";
+    ///             Ok(tx.execute(add, &[&account]).await?) // does not
+    ///         })
+    ///     })
+    ///     .await
+    /// }
+    /// # async fn write_to(account: &str, cents: i64) -> ergon::Result<()> { Ok(()) }
     /// ```
     ///
     /// The work has a connection for itself; as many run at once as the log has connections
