@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::{
-    guard, machine,
+    guard, links, machine,
     shell::{self, Error, Parts, Result, cargo, output},
 };
 
@@ -21,6 +21,7 @@ pub(crate) fn run() -> Result {
         let mut doc = cargo(["doc", "--workspace", "--no-deps", "--all-features"]);
         shell::run(doc.env("RUSTDOCFLAGS", "-D warnings"))
     });
+    parts.run("links to the documentation", links::check);
     parts
         .run("what the fuzzer runs", || shell::run(cargo(["clippy", "--manifest-path", "fuzz/Cargo.toml"]).args(DENY)));
     for Package { name, features } in packages.iter().filter(|package| !package.features.is_empty()) {

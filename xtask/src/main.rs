@@ -7,6 +7,7 @@ mod bench;
 mod check;
 mod fuzz;
 mod guard;
+mod links;
 mod machine;
 mod mutants;
 mod shell;
@@ -28,7 +29,8 @@ The project's own commands. Run them anywhere in the repository.
   cargo xtask mutants [NAME]  plant known bugs, one at a time, and see whether the simulation finds them
   cargo xtask fuzz [TARGET]   let a fuzzer choose what comes from outside: a minute for each target, `--minutes N` for
                               more (address, import, macros, name, payload)
-  cargo xtask check           formatting, lints, documentation, each feature alone, the oldest supported Rust
+  cargo xtask check           formatting, lints, documentation and links to it, each feature alone, the oldest supported
+                              Rust
   cargo xtask bench [ARGS]    measure ergon, the raw limit and the peers, in release mode; `cargo xtask bench --help`
   cargo xtask guard           count the instructions of the hot path and compare them with benches/baseline.json
   cargo xtask guard --update  count them and make them the baseline
