@@ -9,8 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use ergon_storage::{
-    CallKind, CallPath, Channel, Cleanup, ErrorKind, ExecutionLog, Extras, Feed, Filter, FlowId, FlowInfo, FlowRecord,
-    FlowState, Imported, Item, Phase, Record, Reset, Snapshot, Timestamp, Wake,
+    CallKind, CallPath, Channel, Cleanup, ErrorKind, ExecutionLog, Extras, Feed, Filter, FlowId, FlowRecord, FlowState,
+    Imported, Item, Parent, Phase, Record, Reset, Snapshot, Timestamp, Wake,
 };
 use futures::future::BoxFuture;
 use uuid::Uuid;
@@ -261,47 +261,53 @@ pub(super) async fn reset(log: &dyn ExecutionLog, flow: &FlowId, cut: &Cut) -> R
                 fork that one once more";
             return Err(StorageError::new(ErrorKind::Invalid, message).with_flow(flow));
         }
-        let kept = snapshot.records[..pieces.keep as usize].iter();
-        let kept = kept.filter(|record| record.kind == CallKind::Child).map(|record| &record.path).collect();
-        let children = started_without(log, flow, &kept).await?;
+        let children = cut_off(log, &snapshot, cut, &pieces).await?;
         let mut reset = Reset::new(&snapshot.flow.info);
         reset.keep = pieces.keep;
         reset.again = pieces.again;
         reset.messages = pieces.given_back;
-        reset.children.clone_from(&children);
+        reset.children = children;
         match log.reset(reset).await {
-            // It has gone on.
             Err(error) if error.kind() == ErrorKind::Conflict && tries < TRIES_MAX => {
-                tries += 1;
-                // Not so where a child has something to clean up.
-                for child in &children {
-                    let child = log.flow(child).await?.map(|child| child.info);
-                    if child.is_some_and(|info| info.cleanup != Cleanup::None && !info.state.is_final()) {
-                        return Err(error);
-                    }
+                let info = log.flow(flow).await?.ok_or_else(|| StorageError::not_found(flow))?.info;
+                // It has not gone on: a child has something to clean up.
+                if Reset::new(&info) == Reset::new(&snapshot.flow.info) {
+                    return Err(error);
                 }
+                tries += 1;
             }
             done => return done,
         }
     }
 }
 
-/// The children that calls have started of which nothing is kept. The history does not tell: a child that went on when the
-/// flow was reset before is not in it unless it was started again since.
-async fn started_without(
+/// The attached children that calls have started which are cut off. The history does not tell of all: a call that was to be
+/// made again after an earlier reset has no record until it is, though its child lives. Such a child is cut off where the call
+/// comes after the cut.
+async fn cut_off(
     log: &dyn ExecutionLog,
-    flow: &FlowId,
-    kept: &HashSet<&CallPath>,
+    snapshot: &Snapshot,
+    cut: &Cut,
+    pieces: &Pieces,
 ) -> Result<Vec<FlowId>, StorageError> {
     const PAGE: usize = 500;
-    let filter = Filter::all().with_parent(flow.clone());
+    let (kept, gone) = snapshot.records.split_at(pieces.keep as usize);
+    let paths = |records: &'_ [Record]| -> HashSet<CallPath> {
+        records.iter().filter(|record| record.kind == CallKind::Child).map(|record| record.path.clone()).collect()
+    };
+    let (kept, gone) = (paths(kept), paths(gone));
+    let is_after = |path: &CallPath| {
+        *cut == Cut::Start || pieces.call.as_ref().is_some_and(|call| path.positions() >= call.positions())
+    };
+    let is_cut_off = |parent: &Parent| {
+        !parent.detached && !kept.contains(&parent.path) && (gone.contains(&parent.path) || is_after(&parent.path))
+    };
+    let filter = Filter::all().with_parent(snapshot.flow.info.id.clone());
     let (mut children, mut after) = (Vec::new(), None);
     loop {
         let page = log.list(&filter, after, PAGE).await?;
-        let is_gone = |info: &FlowInfo| {
-            info.parent.as_ref().is_some_and(|parent| !parent.detached && !kept.contains(&parent.path))
-        };
-        children.extend(page.flows.into_iter().filter(is_gone).map(|info| info.id));
+        let flows = page.flows.into_iter().filter(|info| info.parent.as_ref().is_some_and(is_cut_off));
+        children.extend(flows.map(|info| info.id));
         match page.next {
             Some(next) => after = Some(next),
             None => return Ok(children),
