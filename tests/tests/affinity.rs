@@ -25,6 +25,7 @@ both!(
     a_worker_that_cannot_tell_of_a_loss_keeps_its_lease_and_gives_the_flow_back,
     a_session_of_a_worker_that_is_heard_of_is_not_taken_over,
     what_never_moves_is_told_of,
+    who_is_waited_for_is_told,
     a_session_within_a_session_fails_the_flow,
     the_end_of_a_session_sets_the_flow_free,
     a_flow_that_failed_in_a_session_goes_on_in_it_where_it_was,
@@ -135,7 +136,7 @@ async fn settles() -> ergon::Result<String> {
 
 async fn start(log: &FaultyLog, name: &'static str, trace: &Trace, gate: &Gate) -> WorkerHandle {
     let worker = Worker::new(log.clone()).register::<warm>().register::<convert>().register::<rooted>();
-    let worker = worker.register::<fragile>().register::<settles>().slots(1);
+    let worker = worker.register::<fragile>().register::<settles>().register::<naps>().slots(1);
     let worker = worker.with_state(trace.clone()).with_state(gate.clone()).with_state(Name(name));
     worker.name(name).lease(LEASE).start().await.unwrap()
 }
@@ -379,6 +380,35 @@ async fn what_never_moves_is_told_of(at: Place) {
     assert_eq!(soon("the result", flow.result()).await.unwrap(), "ann");
     assert!(admin.attention(&Filter::all(), None, 10).await.unwrap().is_empty());
     again.shutdown().await;
+    bob.shutdown().await;
+}
+
+#[flow(affinity(require = "2m"))]
+async fn naps() -> ergon::Result<String> {
+    let before = place("before").await?;
+    sleep(LEASE * 2).await;
+    Ok(format!("{before}, {}", place("after").await?))
+}
+
+/// Also one that slept, and that somebody else has passed over: its timer tells nothing then.
+async fn who_is_waited_for_is_told(at: Place) {
+    let clock = ManualClock::new();
+    let log = at.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let dead = log.another();
+    let ann = start(&dead, "ann", &trace, &gate).await;
+    let flow = Scheduler::new(log.clone()).schedule(naps()).await.unwrap();
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    let admin = Admin::new(log.clone());
+    let is_for_ann = |wait: &Wait| matches!(wait, Wait::Worker { bound_to: Some(worker), .. } if &**worker == "ann");
+    assert!(!admin.describe(flow.id()).await.unwrap().waits.iter().any(is_for_ann), "it sleeps");
+    dead.crash().await;
+    drop(ann);
+    let bob = start(&log, "bob", &trace, &gate).await;
+    clock.advance(LEASE * 2);
+    until("it to be kept", || async { admin.describe(flow.id()).await.unwrap().waits.iter().any(is_for_ann) }).await;
+    pass(&clock, &[&log], Duration::from_secs(130)).await;
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), "ann, bob");
     bob.shutdown().await;
 }
 

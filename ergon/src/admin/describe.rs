@@ -172,13 +172,21 @@ async fn children(
 fn waits(history: &History) -> Vec<Wait> {
     let info = &history.info;
     let mut waits = Vec::new();
+    let bound_to = info.worker.clone().filter(|_| Affinity::binding(&info.labels) != Affinity::Anyone);
+    let limit = info.deadline_at.filter(|_| !info.is_cleaning_up());
+    // One that is due, and kept for the worker that it is bound to, is filed under another instant than its own.
+    let is_kept = match info.state {
+        FlowState::Suspended => bound_to.is_some() && info.due_at != info.wake.at.into_iter().chain(limit).min(),
+        FlowState::Running => info.is_abandoned(),
+        _ => false,
+    };
     match (info.state, info.due_at) {
-        (FlowState::Scheduled, Some(from)) => waits.push(Wait::Worker {
+        (state, Some(from)) if state == FlowState::Scheduled || is_kept => waits.push(Wait::Worker {
             flow_type: Arc::clone(&info.flow_type),
             version: info.version,
             queue: Arc::clone(&info.queue),
             from,
-            bound_to: info.worker.clone().filter(|_| Affinity::binding(&info.labels) != Affinity::Anyone),
+            bound_to,
         }),
         (FlowState::Running, Some(until)) => {
             waits.push(Wait::Lease { worker: info.worker.clone().unwrap_or_default(), until });
@@ -206,7 +214,7 @@ fn waits(history: &History) -> Vec<Wait> {
         }
     }
     if !info.state.is_final() && info.state != FlowState::Stalled {
-        waits.extend(info.deadline_at.filter(|_| !info.is_cleaning_up()).map(Wait::TimeLimit));
+        waits.extend(limit.map(Wait::TimeLimit));
     }
     waits
 }
