@@ -82,10 +82,3 @@ async fn items_that_come_while_one_is_under_way_share_the_next(place: Place) {
     let commits = commits(&log, Answers::TokenByToken, true).await;
     assert!(commits <= 3, "{commits}");
 }
-
-/// A file that syncs every commit, and tokens that come as fast as a thread can say them.
-#[tokio::test]
-async fn tokens_that_come_faster_than_a_file_can_write_share_commits() {
-    let commits = commits(&Place::sqlite().log().await, Answers::TokenByToken, false).await;
-    assert!(commits < u64::from(TOKENS) / 5, "{commits}");
-}

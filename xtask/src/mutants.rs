@@ -445,7 +445,8 @@ fn simulate(program: &Path, mutant: &str, limit: Duration) -> Result<Outcome> {
     }
     let said =
         reader.join().map_err(|_| Error::new("the reader of the simulation's output panicked"))?.map_err(failed)?;
-    let how = said.lines().find(|line| line.starts_with("seed ")).unwrap_or(&said);
+    let how = said.lines().find(|line| line.starts_with("seed "));
+    let how = how.ok_or_else(|| Error::new(format!("the simulation ended by {status}, and named no seed:\n{said}")))?;
     Ok(Outcome::Fails(how.to_owned()))
 }
 
