@@ -6,8 +6,9 @@
 //!
 //! One sees five trips: one that is booked, one whose car is not to be had and whose hotel and flight are released again,
 //! in reverse order, and one whose hotel cannot be released at first: it fails, and goes on with that release when it is
-//! retried. Two wait for a visa. One of them is cancelled: what was booked by then is released before it has ended. The other
-//! one is abandoned: it ends at once, and nothing is released. The timelines show it all. What must not be repeated, the payment, is a step that runs at most once.
+//! retried. Two wait for a visa. One of them is cancelled: what was booked by then is released before it has ended. The
+//! other one is abandoned: it ends at once, and nothing is released. The timelines show it all. What must not be
+//! repeated, the payment, is a step that runs at most once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -72,6 +72,8 @@ pub enum Next {
         wake: Wake,
         /// For each channel of `wake`, in their order, the number of the last message on it that the flow knows: it has
         /// no use for this one and those before it now, and they do not keep it awake. 0, or nothing, where any does.
+        /// Numbers beyond the channels mean nothing; a channel that is named twice is passed over only as far as by the
+        /// lower number.
         heard: Vec<u32>,
     },
     /// To its end, with this encoded result.

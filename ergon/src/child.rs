@@ -125,7 +125,8 @@ impl<F: Flow> Child<F> {
     }
 
     /// Its time limit, counted from its start, waits included; otherwise as its type says, `#[flow(timeout = …)]`. `None`
-    /// for no limit. One that passes fails the child, and this flow hears of it as of any other failure.
+    /// for no limit. The child fails when it passes, at once where it is zero, and this flow hears of it as of any other
+    /// failure.
     pub fn timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.timeout = limit.into();
         self

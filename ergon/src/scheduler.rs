@@ -248,7 +248,8 @@ impl<F: Flow> Scheduling<'_, F> {
     }
 
     /// Its time limit, counted from its start, waits included; otherwise as its type says, `#[flow(timeout = …)]`. `None`
-    /// for no limit.
+    /// for no limit. The flow fails when it passes, at once where it is zero, and cleans up first, if it has something to.
+    /// A flow of this id that is there already keeps its own.
     ///
     /// # Examples
     ///
