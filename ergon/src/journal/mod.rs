@@ -23,6 +23,8 @@ mod mail;
 mod release;
 mod scope;
 mod seal;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
