@@ -12,8 +12,8 @@ use std::{
 
 use bytes::Bytes;
 use ergon_storage::{
-    CallKind, CallPath, Channel, Cleanup, Feed, FlowId, Keep, ManualClock, Message, NewFlow, NewItem, Phase, Record,
-    Timestamp,
+    CallKind, CallPath, Channel, ChildOutcome, Cleanup, Feed, FlowId, Keep, ManualClock, Message, NewFlow, NewItem,
+    Phase, Record, Timestamp,
 };
 
 use super::{
@@ -179,6 +179,7 @@ fn with_a_failed_step_go_those_below_it_that_have_not_completed() {
         let below = flow.running(Place::Step(step), "inner");
         flow.finish(below, inner);
         assert_eq!(flow.take(below), inner);
+        assert_eq!(flow.history[0].reference, None, "the first of its kind has no number");
         flow.finish(step, outer);
         assert_eq!(flow.take(step), outer);
         let again = flow.journal.failed_calls();
@@ -287,6 +288,11 @@ fn a_body_starts_when_all_is_durable_that_led_to_it_and_no_sooner() {
 
 #[test]
 fn bodies_that_wait_for_a_batch_alone_start_before_anything_else_is_released() {
+    let mut flow = Flow::new();
+    flow.step(Place::Flow, "a");
+    flow.journal.seal(NOW).unwrap();
+    assert!(flow.journal.wants_grant(NOW) && !flow.journal.starts_next(), "it waits for none");
+
     let mut flow = Flow::new();
     flow.call(Place::Flow, CallKind::Timer, "", Spec::Timer(Due::After(Duration::from_secs(1))));
     flow.step(Place::Flow, "a");
@@ -458,6 +464,9 @@ fn a_child_that_was_started_is_started_even_if_nobody_waits_for_it() {
 #[test]
 fn a_wait_counts_when_it_is_awaited() {
     let mut flow = Flow::new();
+    flow.made(Place::Flow, CallKind::Step, "a", Spec::Step { limit: None, silence: None, repeat: Repeat::Allowed });
+    flow.settle();
+    assert!(!flow.journal.is_busy());
     let timer = flow.made(Place::Flow, CallKind::Timer, "", Spec::Timer(Due::At(NOW)));
     let signal = flow.made(Place::Flow, CallKind::Signal, "x", Spec::Signal { limit: None });
     assert!(flow.journal.set_limit(signal, Duration::from_secs(1), 1));
@@ -682,6 +691,43 @@ fn a_message_that_a_body_let_go_of_is_anyones() {
 }
 
 #[test]
+fn a_message_that_another_has_taken_is_not_found_again_by_a_later_attempt() {
+    for asks_first in [false, true] {
+        let (mut flow, outer) = let_go();
+        flow.journal.attempt_failed(outer, Bytes::new(), NOW, NOW);
+        flow.flush();
+        flow.settle();
+        if asks_first {
+            // The body's calls are matched from its first one on.
+            flow.running(Place::Step(outer), "inner");
+        }
+        let taken = flow.signal(Place::Flow, "x");
+        flow.settle();
+        assert_eq!(flow.take(taken), Phase::Completed);
+        let signal = attempt(&mut flow, outer, 2);
+        flow.flush();
+        assert!(!flow.journal.release(NOW));
+        assert!(matches!(flow.poll(signal), CallPoll::Pending), "{asks_first}");
+    }
+}
+
+#[test]
+fn a_child_that_another_life_has_started_is_not_taken_for_this_one() {
+    let mut flow = Flow::new();
+    let call = flow.call(Place::Flow, CallKind::Child, "Child", child(false));
+    flow.settle();
+    let ended = |seq, id: &str| {
+        let origin = Message::origin(&CallPath::top(1), &FlowId::new(id).unwrap());
+        Message::new(seq, Channel::children(), NOW, Bytes::new()).with_child(ChildOutcome::Completed, &origin)
+    };
+    flow.journal.receive([ended(1, "other")]);
+    assert!(!flow.journal.release(NOW));
+    assert_eq!(flow.flush().consumed, [1]);
+    flow.journal.receive([ended(2, "child")]);
+    assert_eq!(flow.take(call), Phase::Completed);
+}
+
+#[test]
 fn a_message_stays_a_bodys_while_its_attempt_goes_on() {
     let mut flow = Flow::new();
     let outer = flow.running(Place::Flow, "outer");
@@ -690,6 +736,8 @@ fn a_message_stays_a_bodys_while_its_attempt_goes_on() {
     flow.journal.receive([message(7)]);
     assert!(!flow.journal.release(NOW));
     flow.beat(outer, "1", NOW);
+    let other = flow.running(Place::Flow, "other");
+    flow.journal.attempt_failed(other, Bytes::new(), after(1_000), NOW);
     flow.flush();
     for ended in [false, true] {
         if ended {
@@ -699,6 +747,7 @@ fn a_message_stays_a_bodys_while_its_attempt_goes_on() {
         let mut next = Flow::with(flow.history.clone());
         next.journal.receive([message(7)]);
         next.step(Place::Flow, "outer");
+        next.step(Place::Flow, "other");
         next.signal(Place::Flow, "x");
         next.settle();
         assert_eq!(next.journal.release(NOW), ended);
@@ -749,6 +798,7 @@ fn heartbeats_are_written_an_interval_apart() {
     flow.beat(step, "1", NOW);
     assert_eq!(flow.journal.beats_due(), Some(NOW));
     flow.journal.write_beats(NOW);
+    assert!(flow.journal.has_batch());
     let batch = flow.flush();
     let [record] = &batch.records[..] else { panic!("{batch:?}") };
     assert_eq!((record.phase, record.attempt, &record.payload[..]), (Phase::Pending, 1, &b"1"[..]));
@@ -842,6 +892,14 @@ fn a_body_without_a_sign_of_life_is_told_so() {
 }
 
 #[test]
+fn silence_is_told_from_a_limit() {
+    let mut flow = Flow::new();
+    let step = flow.limited(Some(SECOND * 60), Some(SECOND * 10));
+    assert!(flow.journal.release(after(10_000)));
+    assert!(matches!(flow.poll(step), CallPoll::Run { time_is_up: Some(TimeUp::Silence), .. }));
+}
+
+#[test]
 fn a_body_may_be_silent_while_it_waits_for_calls_of_its_own() {
     let clock = ManualClock::new();
     let mut flow = Flow::new();
@@ -884,9 +942,20 @@ fn calls_made_at_once_have_the_same_places_in_whatever_order_they_were_made() {
     assert_eq!(paths, [2, 1, 3].map(|position| Some(CallPath::top(position))));
     first.finish(calls[2], Phase::Completed);
     first.flush();
+    let history = first.history;
+
+    // The code rested between two calls then, and does not now.
+    let mut first = Flow::new();
+    first.ended("b", Phase::Completed);
+    first.ended("a", Phase::Completed);
+    let mut next = Flow::with(first.history);
+    let calls = ["a", "b"].map(|name| step(&mut next, name));
+    next.settle();
+    assert_eq!(next.journal.path(calls[0]), Some(&CallPath::top(2)));
+    assert_eq!(next.journal.path(calls[1]), Some(&CallPath::top(1)));
 
     // Arguments differ, but this one is where the history has another call.
-    let mut other = Flow::with(first.history.clone());
+    let mut other = Flow::with(history);
     let calls = ["b", "a", "d"].map(|name| step(&mut other, name));
     assert_eq!(other.journal.first_made().map(|key| key.name), Some("b".into()));
     let divergence = other.journal.seal(NOW).unwrap_err();
@@ -899,6 +968,7 @@ fn a_fork_takes_over_what_its_original_has_called_with_other_arguments() {
     let mut original = Flow::new();
     original.ended("a", Phase::Completed);
     original.ended("b", Phase::Completed);
+    assert_eq!(original.journal.seq(), 2);
     let with_arguments = |flow: &mut Flow, name: &str, args_hash| {
         let spec = Spec::Step { limit: None, silence: None, repeat: Repeat::Allowed };
         let key = CallKey { kind: CallKind::Step, name: name.into(), args_hash };
@@ -1081,8 +1151,10 @@ fn a_scope_comes_after_the_one_that_it_is_within() {
     let mut flow = Flow::new();
     let inner = open(&mut flow);
     flow.ended("a", Phase::Completed);
+    let early = |flow: &mut Flow| open(flow);
     let outer = open(&mut flow);
     flow.journal.set_scope(Some(outer));
+    assert!(early(&mut flow) > outer, "wherever it is opened");
     let inner = flow.journal.put_within(inner);
     assert!(inner > outer);
 }
@@ -1197,6 +1269,28 @@ fn a_clean_up_that_waits_for_an_ended_call_and_nothing_else_is_told_of() {
     assert!(is_stuck(&flow));
     flow.journal.close_cleanup_scope(scope);
     assert!(matches!(flow.journal.cleaning_up(), CleaningUp::Done));
+}
+
+#[test]
+fn a_message_that_a_body_was_handed_is_there_for_the_clean_up() {
+    let mut first = Flow::new();
+    let outer = first.running(Place::Flow, "outer");
+    first.signal(Place::Step(outer), "x");
+    first.settle();
+    first.journal.receive([message(1)]);
+    assert!(!first.journal.release(NOW));
+    first.flush();
+
+    let mut flow = Flow::with([first.history, vec![Record::cancel(2, NOW, Record::CANCELLED, "")]].concat());
+    flow.journal.receive([message(1)]);
+    open(&mut flow);
+    flow.step(Place::Flow, "outer");
+    flow.settle();
+    assert!(flow.journal.begin_cleanup());
+    flow.journal.set_inside(true);
+    let signal = flow.signal(Place::Flow, "x");
+    flow.settle();
+    assert_eq!(flow.take(signal), Phase::Completed);
 }
 
 #[test]
