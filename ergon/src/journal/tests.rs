@@ -491,13 +491,13 @@ fn an_attempt_that_runs_at_most_once_is_lost_when_it_had_begun() {
     assert!(matches!(flow.poll(once), CallPoll::Lost { attempt: 1 }));
 }
 
-/// A flow that has got a message, in its next life: the wait, whose outcome is released.
-fn handed(below: bool) -> (Flow, CallId) {
+/// A flow that has got a message, in its next life: the wait, whose outcome is released, and where it is.
+fn handed(below: bool) -> (Flow, CallId, Place) {
     let wait = |flow: &mut Flow| {
         let place = if below { Place::Step(flow.running(Place::Flow, "outer")) } else { Place::Flow };
         let signal = flow.signal(place, "x");
         flow.settle();
-        signal
+        (signal, place)
     };
     let mut first = Flow::new();
     wait(&mut first);
@@ -505,9 +505,9 @@ fn handed(below: bool) -> (Flow, CallId) {
     assert_eq!(first.journal.release(NOW), !below, "what a body goes on with must be durable first");
     first.flush();
     let mut second = Flow::with(first.history);
-    let signal = wait(&mut second);
+    let (signal, place) = wait(&mut second);
     assert!(second.journal.release(NOW));
-    (second, signal)
+    (second, signal, place)
 }
 
 #[test]
@@ -519,14 +519,17 @@ fn a_message_is_consumed_when_it_is_taken_wherever_it_is_then() {
             flow.flush().consumed
         };
         // It comes before the outcome is taken …
-        let (mut flow, signal) = handed(below);
+        let (mut flow, signal, _) = handed(below);
         flow.journal.receive([message(1)]);
         assert_eq!(take(&mut flow, signal), [1]);
         assert_eq!(flow.journal.taken(), [1]);
         // … or after it. The body's history does not tell of it for long.
-        let (mut flow, signal) = handed(below);
+        let (mut flow, signal, place) = handed(below);
         assert_eq!(take(&mut flow, signal), if below { &[1][..] } else { &[] });
         assert_eq!(flow.journal.taken(), [1]);
+        if let Place::Step(outer) = place {
+            flow.finish(outer, Phase::Completed);
+        }
         flow.journal.receive([message(1)]);
         assert_eq!(flow.flush().consumed, [1]);
         flow.journal.receive([message(1)]);
@@ -1129,6 +1132,7 @@ fn the_log_is_told_once_that_there_is_something_to_clean_up() {
 
 #[test]
 fn a_scope_comes_after_the_one_that_it_is_within() {
+    let early = |flow: &mut Flow| open(flow);
     let open = |flow: &mut Flow| {
         let scopes = [(); 2].map(|()| open(flow));
         assert!(scopes[0] < scopes[1], "of one place, in the order in which they were opened");
@@ -1151,7 +1155,6 @@ fn a_scope_comes_after_the_one_that_it_is_within() {
     let mut flow = Flow::new();
     let inner = open(&mut flow);
     flow.ended("a", Phase::Completed);
-    let early = |flow: &mut Flow| open(flow);
     let outer = open(&mut flow);
     flow.journal.set_scope(Some(outer));
     assert!(early(&mut flow) > outer, "wherever it is opened");
