@@ -22,6 +22,7 @@ both!(
     a_session_survives_a_restart_under_the_same_name,
     a_lost_session_is_told_before_any_step_of_it_begins,
     the_loss_of_a_session_is_replayed,
+    a_session_after_a_reset_is_another,
     a_worker_that_cannot_tell_of_a_loss_keeps_its_lease_and_gives_the_flow_back,
     a_session_of_a_worker_that_is_heard_of_is_not_taken_over,
     what_never_moves_is_told_of,
@@ -327,6 +328,32 @@ async fn the_loss_of_a_session_is_replayed(at: Place) {
         assert_eq!(all, ["ann to bob", "bob to cleo", "cleo to ann", "ann"]);
         worker.shutdown().await;
     }
+}
+
+/// The flow is taken back before it hears of the loss, which is none of the session that it begins then.
+async fn a_session_after_a_reset_is_another(at: Place) {
+    let clock = ManualClock::new();
+    let log = at.log_at(clock.clone()).await;
+    let (trace, gate) = (Trace::new(), Gate::closed());
+    let dead = log.another();
+    let ann = start(&dead, "ann", &trace, &gate).await;
+    let flow = Scheduler::new(log.clone()).schedule(convert("film".into())).await.unwrap();
+    state_of(&log, flow.id(), FlowState::Suspended).await;
+    dead.crash().await;
+    drop(ann);
+    let bob_log = log.another();
+    bob_log.hold("commit");
+    let bob = start(&bob_log, "bob", &trace, &gate).await;
+    flow.signal("go", &()).await.unwrap();
+    clock.advance(TAKEOVER + SECOND * 10);
+    let messages = async || log.messages(flow.id(), &[], 0, 10).await.unwrap().len();
+    until("the loss to be told", || async { messages().await == 2 }).await;
+    Admin::new(log.clone()).reset(flow.id(), Cut::Start).await.unwrap();
+    bob_log.free("commit");
+    gate.open();
+    flow.signal("end", &()).await.unwrap();
+    assert_eq!(soon("the result", flow.result()).await.unwrap(), ["bob"]);
+    bob.shutdown().await;
 }
 
 async fn a_session_of_a_worker_that_is_heard_of_is_not_taken_over(at: Place) {
