@@ -270,13 +270,6 @@ const MUTANTS: &[Mutant] = &[
         wrong: "drop(progress); Self::default()",
     },
     Mutant {
-        name: "nobody looks whether a body has fallen silent",
-        file: BEAT,
-        before: "",
-        right: "self.armed = Some(now.saturating_add(silence));",
-        wrong: "let _ = now; self.armed = None;",
-    },
-    Mutant {
         name: "a replay tells again what was told",
         file: JOURNAL,
         before: "if ",
@@ -310,13 +303,6 @@ const MUTANTS: &[Mutant] = &[
         before: "",
         right: "(place != place_of(worker)).then(|| id.to_owned())",
         wrong: "{ let _ = (place, worker, id); None }",
-    },
-    Mutant {
-        name: "a session after a reset is told of the loss of the one before",
-        file: SESSION,
-        before: "",
-        right: "(crate::idempotency_key(), epoch)",
-        wrong: "(crate::idempotency_key(), 0 * epoch)",
     },
     Mutant {
         name: "writes under the lease before a reset are accepted",
